@@ -1,0 +1,281 @@
+"""The sub-configs that recipes are made of. Every default of the system stands here or in a recipe.
+
+A recipe (`quickstart.py`, `real_text.py`) calls these and changes what it needs; the result is
+locked, so an unknown field is an error.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def model(size: str, *, context: int) -> ConfigDict:
+  """One network's architecture (`instructjax/models/presets.py` holds the sizes)."""
+  c = ConfigDict()
+  # Named size: 125m .. 175b as Brown et al. 2020, table 2.1; micro, tiny, mini, small are ours.
+  c.size = size
+  # Override a single number of the size; None takes the size's own.
+  c.layers = config_dict.placeholder(int)
+  c.width = config_dict.placeholder(int)
+  c.heads = config_dict.placeholder(int)
+  # Standard deviation of the initial weights; None takes the size's own.
+  c.init_std = config_dict.placeholder(float)
+  # Positions: prompt + response of each branch must fit, a whole row need not. Tokens.
+  c.context = context
+  # Residual dropout in [0, 1) where a stage trains with it; stages set their own rate.
+  c.dropout = 0.0
+  # Activations: 'float32' or 'bfloat16'. Parameters, losses and log-probs are float32 always.
+  c.compute_dtype = 'float32'
+  # What the backward pass keeps of a layer: 'none' keeps all, 'dots' matmuls, 'full' recomputes.
+  c.remat = 'none'
+  # The vocabulary is padded to a multiple of this; 128 x the tensor axis suits an accelerator.
+  c.vocab_multiple = 8
+  return c
+
+
+def mesh() -> ConfigDict:
+  """Devices: copies (data) x parameter shards (fsdp) x split matmuls (tensor); one may be -1."""
+  c = ConfigDict()
+  c.data = -1
+  c.fsdp = 1
+  c.tensor = 1
+  return c
+
+
+def rules() -> ConfigDict:
+  """Logical parameter axis -> mesh axis, or None for not split."""
+  c = ConfigDict()
+  c.embed = 'fsdp'
+  c.heads = 'tensor'
+  c.head_width = None
+  c.mlp = 'tensor'
+  c.vocab = 'tensor'
+  c.position = None
+  c.norm = None
+  c.layers = None
+  return c
+
+
+def optimizer(peak: float, *, shape: str = 'cosine') -> ConfigDict:
+  """Adam for one role."""
+  c = ConfigDict()
+  c.schedule = ConfigDict()
+  # Peak learning rate.
+  c.schedule.peak = peak
+  # After the warm-up: 'constant', 'cosine' or 'linear' down to final_fraction of the peak.
+  c.schedule.shape = shape
+  c.schedule.final_fraction = 0.1
+  # Outer steps (PPO: iterations, not updates) of linear rise from warmup_from x peak.
+  c.schedule.warmup_steps = 0
+  c.schedule.warmup_from = 0.1
+  # Outer steps before this one leave the role untouched (critic warm-up, for the policy).
+  c.schedule.start_step = 0
+  # Adam; the paper gives the betas and not eps.
+  c.b1 = 0.9
+  c.b2 = 0.95
+  c.eps = 1e-8
+  # Decoupled, on matrices and tables only.
+  c.weight_decay = 0.0
+  # Largest norm of the role's whole gradient; None: not clipped.
+  c.clip_norm = 1.0
+  return c
+
+
+def _training(kind: str) -> ConfigDict:
+  c = ConfigDict()
+  c.kind = kind
+  # Each batch is computed in this many sequential parts; the result is the same.
+  c.microbatches = 1
+  # Steps between lines of metrics.jsonl, validations and checkpoints; 0 = only at the end.
+  c.log_steps = 20
+  c.valid_steps = 0
+  c.checkpoint_steps = 100
+  return c
+
+
+def language(
+  examples: str, *, init: str | None, batch_size: int, row_length: int, peak: float
+) -> ConfigDict:
+  """A next-token stage: pretraining on text, or supervised fine-tuning on demonstrations."""
+  c = _training('language')
+  # 'pretrain' text or 'demonstrations'.
+  c.examples = examples
+  # Where the parameters come from: a stage's name, the path of a checkpoint, None = fresh.
+  c.init = config_dict.placeholder(str) if init is None else init
+  # Documents or demonstrations in a batch; and tokens in a packed row.
+  c.batch_size = batch_size
+  c.row_length = row_length
+  # Length of the stage: exactly one of train_steps, _epochs, _examples (of examples) is set.
+  c.train_epochs = 1.0
+  # 'token': mean over tokens; 'response': mean over demonstrations of their per-token mean.
+  c.unit = 'token'
+  # Weight of prompt tokens in the loss of demonstrations; the paper does not say, 0 leaves them out.
+  c.prompt_loss = 0.0
+  # Coefficient of log(normaliser)^2; 0 = off.
+  c.z_loss = 0.0
+  # Residual dropout; the paper fine-tunes with 0.2.
+  c.dropout = 0.0
+  # Pretraining documents mixed in, for each demonstration, and the coefficient of their per-token
+  # mean loss beside that of the demonstrations.
+  c.pretrain_ratio = 0.0
+  c.pretrain_coef = 1.0
+  # Checkpoints kept at equal distances for `select` to choose from; 0 keeps only the last.
+  c.candidates = 0
+  # Held-out documents or demonstrations for validation.
+  c.valid_examples = 512
+  c.optimizer = optimizer(peak)
+  return c
+
+
+def collect(policy: str, *, prompts: int) -> ConfigDict:
+  """Responses to prompts, ranked by the labelers of the miniature world."""
+  c = ConfigDict()
+  c.kind = 'collect'
+  # Stage whose loss-best candidate answers, at temperature 1.
+  c.policy = policy
+  # A second source of responses, and its share; the rest comes from `policy`.
+  c.other_policy = 'pretrain'
+  c.other_share = 0.1
+  # Share of rankings that also hold the demonstration of a labeler.
+  c.demonstration_share = 0.15
+  # Prompts to rank, held-out ones for validation, and prompts in one call of the sampler.
+  c.prompts = prompts
+  c.valid_prompts = 800
+  c.batch_size = 500
+  # Distinct responses of a ranking, drawn uniformly: the paper's K.
+  c.min_responses = 4
+  c.max_responses = 9
+  return c
+
+
+def reward_model(*, init: str, rankings: str, batch_size: int, row_length: int, peak: float):
+  """A reward model on rankings of K responses."""
+  c = _training('reward_model')
+  # The checkpoint whose head is replaced.
+  c.init = config_dict.placeholder(str) if init is None else init
+  # Where the rankings come from: a `collect` stage, or 'data' for the recipe's own files.
+  c.rankings = rankings
+  # Prompts (not pairs, not responses) in a batch; tokens in a packed row.
+  c.batch_size = batch_size
+  c.row_length = row_length
+  c.train_epochs = 1.0
+  # 'normal': N(0, 1/(D+1)); 'zero'.
+  c.head_init = 'normal'
+  # 'kept': mean over the pairs of a prompt that are not ties; 'all': divisor C(K,2); 'pair': mean
+  # over all kept pairs of the batch.
+  c.pair_divisor = 'kept'
+  # Subtracted from each preferred score gap, in score units (Llama 2's margin, one for all pairs).
+  c.margin = 0.0
+  c.dropout = 0.0
+  # Rankings for validation, and demonstrations whose mean score becomes 0 by the stored bias.
+  c.valid_examples = 512
+  c.bias_demonstrations = 512
+  c.optimizer = optimizer(peak)
+  return c
+
+
+def select(*, candidates: str, reward: str, prompts: int) -> ConfigDict:
+  """The SFT checkpoint with the best reward-model score on validation prompts (facts S03)."""
+  c = ConfigDict()
+  c.kind = 'select'
+  c.candidates = candidates
+  c.reward = reward
+  c.prompts = prompts
+  c.samples = 1
+  return c
+
+
+def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> ConfigDict:
+  """PPO, or PPO-ptx where ptx_coef > 0."""
+  c = _training('ppo')
+  c.log_steps = 1
+  # Where the policy starts, the KL reference, and the reward model (also the value's start).
+  c.init = config_dict.placeholder(str) if init is None else init
+  c.ref = ref
+  c.reward = reward
+  # Weight of the reward model in the score, and other parts: a tuple of (name, weight,
+  # 'module:function') of Python functions (prompt, response, row) -> float.
+  c.reward_weight = 1.0
+  c.reward_functions = ()
+  # Episodes of an iteration, and iterations.
+  c.batch_size = batch_size
+  c.train_steps = steps
+  # Inner epochs over an iteration's episodes, and optimizer updates of an epoch.
+  c.epochs = 1
+  c.minibatches = 8
+  # Discount and GAE's lambda. The paper does not print lambda; 0.95 is Stiennon et al. 2020's.
+  c.gamma = 1.0
+  c.gae_lambda = 0.95
+  c.clip_range = 0.2
+  # None: the value loss is not clipped. Score units.
+  c.value_clip_range = 0.2
+  c.value_coef = 1.0
+  c.entropy_coef = 0.0
+  # KL penalty inside the reward, in score units a nat; kl_target (nats a response) adapts it.
+  c.kl_coef = 0.02
+  c.kl_target = config_dict.placeholder(float)
+  c.kl_horizon = 10_000.0
+  # A differentiable KL term besides: 'none', 'k2', 'k3', 'exact'.
+  c.kl_loss = 'none'
+  c.kl_loss_coef = 0.0
+  # score <- clip((score - score_bias) * score_scale, +-score_clip). The reward model's own bias is
+  # already in its head.
+  c.score_bias = 0.0
+  c.score_scale = 1.0
+  c.score_clip = config_dict.placeholder(float)
+  # A response without end-of-text: subtract this, or (not None) give it this score instead.
+  c.missing_end_penalty = 1.0
+  c.missing_end_score = config_dict.placeholder(float)
+  c.whiten_rewards = False
+  # Scope of mean and deviation: 'none', 'minibatch', 'batch'.
+  c.whiten_advantages = 'minibatch'
+  # 'token': mean over response tokens; 'sequence': sum over a response, mean over responses.
+  c.unit = 'token'
+  # Pretraining: coefficient of the term's mean over 'token's or 'sequence's, documents for each
+  # episode, microbatches of each minibatch, tokens in a packed row.
+  c.ptx_coef = 27.8
+  c.ptx_unit = 'token'
+  c.ptx_ratio = 8
+  c.ptx_microbatches = 1
+  c.ptx_row_length = 128
+  # Rollouts: the policy's own distribution. Others are refused.
+  c.temperature = 1.0
+  c.top_k = 0
+  c.top_p = 1.0
+  # Policy average: decay, counted by 'update' or 'step' (iteration).
+  c.ema_decay = 0.992
+  c.ema_unit = 'update'
+  # Stop when an iteration's KL passes this, nats a response; None: never.
+  c.stop_kl = config_dict.placeholder(float)
+  # The released checkpoint: the last one whose validation KL is at most this, nats a response.
+  c.max_kl = 2.0
+  # Which weights are validated against max_kl and released: 'raw' or 'ema'.
+  c.release = 'raw'
+  c.valid_prompts = 256
+  c.policy_optimizer = optimizer(1e-5, shape='constant')
+  c.policy_optimizer.schedule.warmup_steps = 10
+  c.value_optimizer = optimizer(1e-5, shape='constant')
+  return c
+
+
+def evaluate(*, prompts: int) -> ConfigDict:
+  """Win rates, KL, tax and samples of the models named."""
+  c = ConfigDict()
+  c.kind = 'evaluate'
+  # Names in the report -> stages. 'raw' and EMA weights of a ppo stage are separate rows.
+  c.models = ConfigDict()
+  c.baseline = 'sft'
+  # Stages for what the models are compared with.
+  c.baseline_stage = 'select'
+  c.ref = 'rl_init'
+  c.reward = 'reward_model'
+  # Test prompts, samples of each at temperature 1, held-out pretraining documents.
+  c.prompts = prompts
+  c.samples = 4
+  c.documents = 2000
+  # Best-of-n of the baseline by the same reward model.
+  c.best_of = (4, 16)
+  c.best_of_prompts = 512
+  # Temperatures among which the baseline's own best is chosen, on validation by the reward model.
+  c.temperatures = (0.0, 0.3, 0.5, 0.7, 1.0)
+  c.batch_size = 512
+  c.resamples = 2000
+  return c

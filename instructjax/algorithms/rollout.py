@@ -1,0 +1,135 @@
+"""`collect` of on-policy methods: sample, reward, score (floor 5)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from instructjax import generation, scoring, sharding
+from instructjax.algorithms import ppo
+from instructjax.generation import Sampling
+from instructjax.metrics import Mean
+from instructjax.models.transformer import ModelConfig
+
+
+class ModelReward(NamedTuple):
+  """A reward model as one part of the score."""
+
+  name: str
+  weight: float
+  role: str           # key of `frozen`
+  model: ModelConfig
+
+
+class FunctionReward(NamedTuple):
+  """Any Python function of (prompt, response, row) as one part of the score.
+
+  `function(prompt: str, response: str, row: Any) -> float`, called on the host for each episode.
+  `response` is the decoded response without end-of-text, `row` the source row of the prompt.
+  """
+
+  name: str
+  weight: float
+  function: Callable[[str, str, Any], float]
+
+
+class PromptRow(NamedTuple):
+  """What the host keeps of a prompt for function rewards."""
+
+  prompt: str
+  row: Any
+
+
+def function_scores(part: FunctionReward, rows, samples, decode: Callable) -> np.ndarray:
+  """[n] float32 scores of one function part.
+
+  Raises:
+    ValueError: the function gives something that is not a finite number.
+  """
+  tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
+  out = np.empty(len(rows), np.float32)
+  for i, row in enumerate(rows):
+    response = decode(tokens[i][mask[i]].tolist())
+    out[i] = part.function(row.prompt, response, row.row)
+    if not np.isfinite(out[i]):
+      raise ValueError(
+        f'reward function {part.name!r} gave {out[i]} for prompt {row.prompt!r} and response '
+        f'{response!r}; it must give a finite number')
+  return out
+
+
+def make_collect(
+  settings: ppo.PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
+  sampling: Sampling, parts: tuple, decode: Callable, mesh: Mesh,
+  generation_shardings: Any | None,
+) -> Callable:
+  """The rollout of PPO.
+
+  Args:
+    settings, policy, value, ref: as `ppo.make_ppo`.
+    sampling: must be the policy's own distribution.
+    parts: ModelReward and FunctionReward; the score is their weighted sum, each is logged.
+    decode: token ids -> text, for function parts.
+    mesh: batch arrays are split over its data and fsdp axes.
+    generation_shardings: shardings of the policy while it generates, where they differ from those
+      it trains with; it is then resharded once an iteration.
+
+  Returns:
+    collect(params, frozen, extras, batch, key), where the batch holds 'prompts' (`Prompts`, [n,
+    ...]), 'records' (n `PromptRow`s; only read by function parts) and streams that pass through.
+  """
+  ppo.check_rollout_sampling(sampling)
+  if not parts:
+    raise ValueError('ppo needs at least one reward part: a reward model or a function')
+  whole, split = sharding.batch_sharding(mesh, 0), sharding.batch_sharding(mesh, 1)
+
+  @jax.jit
+  def sample(params, prompts, key):
+    return jax.lax.with_sharding_constraint(
+      generation.generate(policy, params, prompts, key, sampling), whole)
+
+  def model_part(part: ModelReward):
+    def score(params, prompts, samples):
+      micro = jax.tree.map(
+        lambda x: ppo.split_episodes(x, settings.splits), (prompts, samples))
+      scores = jax.lax.map(
+        lambda x: scoring.sample_scores(part.model, params, x[0], x[1]), micro)
+      return scores.swapaxes(0, 1).reshape(-1)
+    return jax.jit(score, out_shardings=whole)
+
+  def finish(params, ref_params, kl_coef, prompts, samples, part_scores):
+    total = sum(part.weight * part_scores[part.name] for part in parts)
+    experience = ppo.score_samples(
+      settings, policy, value, ref, params, ref_params, prompts, samples, total)
+    experience = jax.lax.with_sharding_constraint(experience, split)
+    metrics = ppo.rollout_metrics(experience, samples, settings)
+    for name, scores in part_scores.items():
+      metrics[f'reward/{name}'] = Mean.of(scores, jnp.ones_like(scores))
+    if settings.whiten_advantages == 'batch':
+      return ppo.shape_episodes(settings, kl_coef, experience), metrics
+    return experience, metrics
+
+  finish = jax.jit(finish)
+  model_scores = {p.name: model_part(p) for p in parts if isinstance(p, ModelReward)}
+
+  def collect(params: Mapping, frozen: Mapping, extras: Mapping, batch: dict, key):
+    prompts = batch['prompts']
+    sampler = params['policy'] if generation_shardings is None else jax.device_put(
+      params['policy'], generation_shardings)
+    samples = sample(sampler, prompts, key)
+    scores = {}
+    for part in parts:
+      if isinstance(part, ModelReward):
+        scores[part.name] = model_scores[part.name](frozen[part.role], prompts, samples)
+      else:
+        host = function_scores(part, batch['records'], jax.device_get(samples), decode)
+        scores[part.name] = sharding.put_batch(mesh, host, axis=0)
+    episodes, metrics = finish(
+      params, frozen['ref'], extras['kl_coef'], prompts, samples, scores)
+    streams = {k: v for k, v in batch.items() if k not in ('prompts', 'records')}
+    return {**streams, 'episodes': episodes}, metrics
+
+  return collect

@@ -1,0 +1,217 @@
+"""What a recipe trains and judges on, behind one interface (floor 3).
+
+A corpus gives text by purpose; stages tokenise it. Two kinds: the embedded miniature world, and
+files of the forms that the README describes.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from instructjax.data import sources
+from instructjax.data.miniature.judge import best_response, judge
+from instructjax.data.miniature.world import World, WorldSizes
+from instructjax.data.records import Demonstration, Document, Prompt, Ranking
+from instructjax.data.sources import Rejected
+from instructjax.data.tokenizer import (
+  ByteTokenizer,
+  SentencePieceTokenizer,
+  Tokenizer,
+  WordTokenizer,
+)
+
+SPLITS = ('train', 'valid', 'test')
+
+
+class Corpus(Protocol):
+  """Text by purpose and split ('train', 'valid', 'test'); splits share no prompt and no user."""
+
+  has_gold: bool
+
+  def documents(self, split: str) -> list[Document]:
+    """Pretraining text."""
+
+  def demonstrations(self, split: str) -> list[Demonstration]:
+    """Prompts with the responses to imitate."""
+
+  def prompts(self, purpose: str) -> list[Prompt]:
+    """'ppo' for rollouts, 'rank' and 'rank_valid' for responses to be ranked, 'valid', 'test'."""
+
+  def rankings(self, split: str) -> list[Ranking]:
+    """Ranked responses that come with the data."""
+
+  def gold(self, prompt: Prompt, response: str, ended: bool) -> float:
+    """The gold judge's Likert score, 1..7, where `has_gold`."""
+
+
+class MiniatureCorpus:
+  """The embedded world: everything generated from a seed, and judged exactly."""
+
+  has_gold = True
+
+  def __init__(self, config, seed: int):
+    """Builds the world of `seed`.
+
+    Args:
+      config: `users`, `labelers`, `labeler_agreement`, `calibration_prompts` of the world and the
+        sizes `documents`, `valid_documents`, `demonstrations`, `valid_demonstrations`,
+        `ppo_prompts`, `rank_prompts`, `rank_valid_prompts`, `valid_prompts`, `test_prompts`.
+      seed: of the world.
+    """
+    self._config = config
+    self.world = World(seed, WorldSizes(
+      config.users, config.labelers, config.labeler_agreement, config.calibration_prompts))
+    self._records = {}
+
+  def documents(self, split: str) -> list[Document]:
+    n = self._config.documents if split == 'train' else self._config.valid_documents
+    texts = self.world.pretrain_documents(n, split)
+    return [Document(id=f'miniature-{split}-{i}', text=t, title=None, source='miniature')
+            for i, t in enumerate(texts)]
+
+  def demonstrations(self, split: str) -> list[Demonstration]:
+    if split == 'train':
+      rows = self.world.demonstrations(self._config.demonstrations, 'train_sft')
+    else:
+      rows = self.world.demonstrations(self._config.valid_demonstrations, split)
+    return [Demonstration(
+      id=r['id'], prompt=r['prompt'], response=r['response'], user=r['user'],
+      category=r['category'], source=r['source']) for r in rows]
+
+  def prompts(self, purpose: str) -> list[Prompt]:
+    c = self._config
+    if purpose in ('rank', 'rank_valid'):
+      records = self.world.prompts('train_rm', c.rank_prompts + c.rank_valid_prompts)
+      records = (records[:c.rank_prompts] if purpose == 'rank' else records[c.rank_prompts:])
+    else:
+      split, n = {'ppo': ('train_ppo', c.ppo_prompts), 'valid': ('valid', c.valid_prompts),
+                  'test': ('test', c.test_prompts)}[purpose]
+      records = self.world.prompts(split, n)
+    self._records.update((r.id, r) for r in records)
+    return [Prompt(id=r.id, prompt=r.prompt, user=r.user, category=r.category, source='miniature')
+            for r in records]
+
+  def rankings(self, split: str) -> list[Ranking]:
+    raise ValueError('the miniature world has no rankings of its own: name a collect stage')
+
+  def gold(self, prompt: Prompt, response: str, ended: bool) -> float:
+    return float(judge(self._records[prompt.id], response, ended).likert)
+
+  def judgement(self, prompt: Prompt, response: str, ended: bool):
+    """The whole judgement, with Table 3's metadata."""
+    return judge(self._records[prompt.id], response, ended)
+
+  def best(self, prompt: Prompt) -> str:
+    """A response that the gold judge rates 7."""
+    return best_response(self._records[prompt.id])
+
+  def demonstrate(self, prompt: Prompt, rng: np.random.Generator) -> str:
+    """What a labeler would write."""
+    labelers = self.world.labelers
+    labeler = labelers[int(rng.integers(len(labelers)))]
+    return self.world.write(self._records[prompt.id], rng, labeler.carelessness)
+
+  def rank(
+    self, prompt: Prompt, responses: list[str], rng: np.random.Generator
+  ) -> tuple[list[list[int]], str]:
+    """A labeler's ranking of distinct responses, best group first, and the labeler's id."""
+    return self.world.label(self._records[prompt.id], responses, rng)
+
+  def make_tokenizer(self, config, directory) -> Tokenizer:
+    """One id a word."""
+    tokenizer = WordTokenizer(self.world.words)
+    tokenizer.save(directory)
+    return tokenizer
+
+
+class FileCorpus:
+  """Files in a directory: demonstrations, rankings and comparisons, prompts, pretraining text.
+
+  `<name>.jsonl` or `<name>.jsonl.gz` for each of the names below; rows that cannot be used are set
+  aside in `rejected`. Rows are split by a hash of their prompt (text by a hash of itself), so one
+  prompt is never in two splits, whatever file it stands in.
+  """
+
+  has_gold = False
+  _NAMES = {
+    'demonstrations': ('demonstrations',), 'rankings': ('rankings', 'comparisons'),
+    'prompts': ('prompts',), 'pretrain': ('pretrain',)}
+  _READERS = {
+    'demonstrations': sources.read_demonstrations, 'rankings': sources.read_rankings,
+    'prompts': sources.read_prompts, 'pretrain': sources.read_documents}
+
+  def __init__(self, config, seed: int, rejected: Rejected):
+    """Finds and reads the files.
+
+    Args:
+      config: `dir`; `valid_fraction`, `test_fraction` of the prompts.
+      seed: of the run; the splits do not depend on it.
+      rejected: where rows are set aside.
+
+    Raises:
+      ValueError: no directory given, or a kind of file is missing; names what was looked for.
+    """
+    if not config.dir:
+      raise ValueError('data.dir is empty: name the directory of the JSONL files, as in '
+                       '--config=configs/real_text.py:data_dir=PATH')
+    valid, test = config.valid_fraction, config.test_fraction
+    fractions = {'train': 1 - valid - test, 'valid': valid, 'test': test}
+    self._splits = {}
+    for kind, names in self._NAMES.items():
+      paths = _find(config.dir, names)
+      rows = list(self._READERS[kind](paths, rejected))
+      key = sources.document_key if kind == 'pretrain' else sources.prompt_key
+      self._splits[kind] = sources.split_by_hash(rows, key, fractions, salt='splits')
+
+  def documents(self, split: str) -> list[Document]:
+    return self._splits['pretrain'][split]
+
+  def demonstrations(self, split: str) -> list[Demonstration]:
+    return self._splits['demonstrations'][split]
+
+  def prompts(self, purpose: str) -> list[Prompt]:
+    """'ppo', 'valid', 'test'; rankings come with the data, so there is nothing to rank."""
+    split = {'ppo': 'train', 'valid': 'valid', 'test': 'test'}[purpose]
+    return self._splits['prompts'][split]
+
+  def rankings(self, split: str) -> list[Ranking]:
+    return self._splits['rankings'][split]
+
+  def gold(self, prompt: Prompt, response: str, ended: bool) -> float:
+    raise ValueError('files have no gold judge')
+
+  def make_tokenizer(self, config, directory) -> Tokenizer:
+    """Sentencepiece trained on this corpus' own training text, or bytes."""
+    if config.kind == 'byte':
+      tokenizer = ByteTokenizer()
+      tokenizer.save(directory)
+      return tokenizer
+    return SentencePieceTokenizer.train(
+      self._texts(), config.vocab_size, directory, max_characters=config.max_characters)
+
+  def _texts(self) -> Iterator[str]:
+    for d in self.demonstrations('train'):
+      yield d.prompt
+      yield d.response
+    for d in self.documents('train'):
+      yield d.text
+
+
+def _find(directory, names: tuple[str, ...]) -> list[pathlib.Path]:
+  paths = [pathlib.Path(directory) / f'{name}{suffix}'
+           for name in names for suffix in ('.jsonl', '.jsonl.gz')]
+  found = [p for p in paths if p.is_file()]
+  if not found:
+    raise ValueError(f'none of {", ".join(p.name for p in paths)} is in {directory}')
+  return found
+
+
+def make_corpus(config, seed: int, rejected: Rejected) -> MiniatureCorpus | FileCorpus:
+  """The corpus of a recipe's `data` config, by its `kind`: 'miniature' or 'files'."""
+  if config.kind == 'miniature':
+    return MiniatureCorpus(config, seed)
+  if config.kind == 'files':
+    return FileCorpus(config, seed, rejected)
+  raise ValueError(f"data.kind {config.kind!r}: use 'miniature' or 'files'")

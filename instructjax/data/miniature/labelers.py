@@ -1,0 +1,259 @@
+"""Simulated labelers: they write demonstrations with mixed care and rank responses with bias and noise."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from instructjax.data.miniature import grammar, vocabulary
+from instructjax.data.miniature.judge import express, judge, perfect_body
+from instructjax.data.miniature.tasks import (
+  MAX_RESPONSE_WORDS,
+  Constraint,
+  PromptRecord,
+  pick,
+)
+
+# Chances of the three kinds of fault for a labeler of carelessness 1.
+CONTENT_FAULT = 0.21
+CONSTRAINT_FAULT = 0.34
+FORM_FAULT = 0.17
+# Spread of the labelers' carelessness and of their tastes.
+CARELESSNESS = (0.4, 1.6)
+TASTE_SPREAD = 0.25
+LENGTH_TASTE = 0.04
+# Responses that seem this near (Likert points) to the next are ranked as equal.
+TIE_WIDTH = 0.15
+MIN_K, MAX_K = 4, 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Labeler:
+  """One simulated labeler.
+
+  Attributes:
+    id: name.
+    carelessness: factor on the chance of each fault in writing.
+    taste: weight on the gold judge's content, constraint and form points when ranking.
+    length_taste: Likert points a word; the labelers' mean is 0.
+  """
+
+  id: str
+  carelessness: float
+  taste: tuple[float, float, float]
+  length_taste: float
+
+
+def draw_labelers(rng: np.random.Generator, n: int) -> tuple[Labeler, ...]:
+  """Draws `n` labelers: carelessness evenly spread, tastes normal, length tastes summing to 0."""
+  care = rng.permutation(np.linspace(*CARELESSNESS, n))
+  tastes = np.exp(TASTE_SPREAD * rng.standard_normal((n, 3)))
+  length = LENGTH_TASTE * rng.standard_normal(n)
+  length -= length.mean()
+  return tuple(
+    Labeler(f"labeler-{i:02d}", float(care[i]), tuple(map(float, tastes[i])), float(length[i]))
+    for i in range(n)
+  )
+
+
+def write(record: PromptRecord, rng: np.random.Generator, carelessness: float) -> str:
+  """A response by a person: perfect but for the faults that carelessness brings."""
+  template, slots = perfect_body(record, rng)
+  constraint = record.constraint
+  if rng.random() < CONTENT_FAULT * carelessness:
+    template, slots = _spoil_content(record, template, slots, rng)
+  if constraint is not None and rng.random() < CONSTRAINT_FAULT * carelessness:
+    template, slots, constraint = _forget(record, template, slots, rng)
+  words = express(grammar.fill(template, slots), constraint).split()
+  if rng.random() < FORM_FAULT * carelessness:
+    words = _spoil_form(words, constraint, rng)
+  return " ".join(words)
+
+
+def _wrong_word(record: PromptRecord, slot: str, right: tuple[str, ...], rng) -> str:
+  """A vague word, another word of the passage, or any other word of the class."""
+  if rng.random() < 0.5:
+    return vocabulary.VAGUE[slot] if slot in vocabulary.VAGUE else "something"
+  others = tuple(w for w in vocabulary.CLASSES[slot] if w not in right)
+  near = tuple(w for w in others if w in record.passage)
+  return pick(rng, near or others)
+
+
+def _spoil_content(
+  record: PromptRecord, template: str, slots: dict[str, str], rng: np.random.Generator
+) -> tuple[str, dict[str, str]]:
+  answer, slots = record.answer, dict(slots)
+  if template == "list":
+    which = str(int(rng.integers(len(slots))))
+    if len(slots) > 1 and rng.random() < 0.3:
+      slots[which] = slots[str((int(which) + 1) % len(slots))]
+    else:
+      wrong = tuple(w for w in vocabulary.CLASSES["item"] if w not in answer.members)
+      slots[which] = pick(rng, wrong)
+    return template, slots
+  if not record.unsafe and rng.random() < 0.1:
+    return "refuse", {}
+  judged = dict(answer.slots)
+  if answer.near and (not judged or rng.random() < 0.5):
+    template = pick(rng, answer.near)
+    asked = record.prompt.split()
+    slots = {
+      w[1:-1]: slots[w[1:-1]] if w[1:-1] in slots else _mentioned(w[1:-1], asked, rng)
+      for w in grammar.PATTERNS[template]
+      if w[0] == "<"
+    }
+    return template, slots
+  slot = pick(rng, tuple(judged))
+  slots[slot] = _wrong_word(record, slot, judged[slot], rng)
+  return template, slots
+
+
+def _mentioned(slot: str, asked: list[str], rng: np.random.Generator) -> str:
+  """A word of the class that the prompt mentions (the last one), else any."""
+  named = [w for w in asked if w in vocabulary.CLASSES[slot]]
+  return named[-1] if named else pick(rng, vocabulary.CLASSES[slot])
+
+
+def _forget(
+  record: PromptRecord, template: str, slots: dict[str, str], rng: np.random.Generator
+) -> tuple[str, dict[str, str], Constraint | None]:
+  """Breaks the constraint: it is left out, or another word or number is put there.
+
+  The two are balanced so that the faulty response is as often longer as shorter.
+  """
+  constraint = record.constraint
+  other = rng.random() < 0.5
+  if constraint.kind == "count":
+    if template == "list" and len(slots) > 1 and not other:
+      slots = {k: w for k, w in slots.items() if k != str(len(slots) - 1)}
+    elif template == "list":
+      extra = tuple(w for w in record.answer.members if w not in slots.values())
+      slots = {**slots, str(len(slots)): pick(rng, extra)}
+  elif constraint.kind == "skip":
+    if template.endswith("_bare"):
+      asked = record.prompt.split()
+      template = template.removesuffix("_bare")
+      slots = {**slots, "place": _mentioned("place", asked, rng)}
+  elif constraint.kind == "use":
+    if other and "weather" in slots:
+      slots = {**slots, "weather": pick(rng, vocabulary.WEATHERS)}
+    elif template == "story_weather":
+      template, slots = "story", {k: w for k, w in slots.items() if k != "weather"}
+  else:
+    words = vocabulary.OPENERS if constraint.kind == "start" else vocabulary.CLOSERS
+    constraint = Constraint(constraint.kind, pick(rng, words)) if other else None
+  return template, slots, constraint
+
+
+def _spoil_form(
+  words: list[str], constraint: Constraint | None, rng: np.random.Generator
+) -> list[str]:
+  kind = rng.random()
+  if kind < 0.4 or len(words) > MAX_RESPONSE_WORDS - 2:
+    return words[:-1]
+  if kind < 0.8:
+    aside = pick(rng, vocabulary.RUDE if kind < 0.7 else vocabulary.HEDGES)
+    if constraint is not None and constraint.kind == "start":
+      return [*words[:-1], ",", aside, "."]
+    return [aside, ",", *words]
+  place = int(rng.integers(len(words) - 1))
+  return [*words[: place + 1], *words[place:]]
+
+
+def perceived(
+  labeler: Labeler,
+  record: PromptRecord,
+  responses: Sequence[str],
+  noise: float,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """What the labeler thinks each response is worth, in Likert points: gold, bias, noise."""
+  values = []
+  points = (3.0, 2.0, 1.0) if record.constraint is not None else (4.5, 0.0, 1.5)
+  for response in responses:
+    rated = judge(record, response, True)
+    parts = [rated.parts[k] for k in ("content", "constraint", "form")]
+    value = sum(t * p * x for t, p, x in zip(labeler.taste, points, parts))
+    values.append(value + labeler.length_taste * len(response.split()))
+  return np.array(values) + noise * rng.standard_normal(len(values))
+
+
+def group_by_value(values: np.ndarray) -> list[list[int]]:
+  """Indexes from best to worst; neighbours nearer than TIE_WIDTH stand in one group."""
+  order = np.argsort(-values, kind="stable")
+  groups: list[list[int]] = []
+  for i in order:
+    if groups and values[groups[-1][0]] - values[i] < TIE_WIDTH:
+      groups[-1].append(int(i))
+    else:
+      groups.append([int(i)])
+  return groups
+
+
+def rank(
+  labeler: Labeler,
+  record: PromptRecord,
+  responses: Sequence[str],
+  noise: float,
+  rng: np.random.Generator,
+) -> list[list[int]]:
+  """The labeler's ranking: groups of indexes, best first, equals in one group.
+
+  Raises:
+    ValueError: fewer than two responses, or two the same.
+  """
+  if len(responses) < 2 or len(set(responses)) < len(responses):
+    raise ValueError(
+      f"a ranking needs at least 2 responses, all different; got {len(responses)} responses, "
+      f"{len(set(responses))} of them different: drop duplicates first"
+    )
+  return group_by_value(perceived(labeler, record, responses, noise, rng))
+
+
+def agreement(
+  labelers: Sequence[Labeler],
+  items: Sequence[tuple[PromptRecord, Sequence[str]]],
+  noise: float,
+  rng: np.random.Generator,
+) -> float:
+  """Share of the pairs that two labelers both rank strictly on which they agree.
+
+  Args:
+    labelers: of whom two different ones are drawn for each item.
+    items: prompts with their distinct responses.
+    noise: standard deviation of the labelers' noise, Likert points.
+    rng: draws labelers and noise.
+  """
+  agreed = strict = 0
+  for record, responses in items:
+    first, second = rng.choice(len(labelers), 2, replace=False)
+    places = []
+    for labeler in (labelers[first], labelers[second]):
+      place = np.empty(len(responses), np.int64)
+      for i, group in enumerate(rank(labeler, record, responses, noise, rng)):
+        place[group] = i
+      places.append(np.sign(place[:, None] - place[None, :])[np.triu_indices(len(responses), 1)])
+    both = (places[0] != 0) & (places[1] != 0)
+    strict += int(both.sum())
+    agreed += int((both & (places[0] == places[1])).sum())
+  return agreed / strict
+
+
+def calibrate_noise(
+  labelers: Sequence[Labeler],
+  items: Sequence[tuple[PromptRecord, Sequence[str]]],
+  target: float,
+  seed: Sequence[int],
+) -> float:
+  """Noise (Likert points) at which `agreement` on `items` is `target`, by bisection.
+
+  Agreement falls with noise; each step uses the same random numbers.
+  """
+  low, high = 0.0, 8.0
+  for _ in range(14):
+    middle = 0.5 * (low + high)
+    if agreement(labelers, items, middle, np.random.default_rng(seed)) > target:
+      low = middle
+    else:
+      high = middle
+  return 0.5 * (low + high)

@@ -1,0 +1,178 @@
+"""Log-probs, entropies, values and scores of given tokens (floor 3).
+
+The shift from logits to tokens happens here and nowhere else: the log-prob and the value of token i
+are read at the hidden state of its predecessor `parent[i]`, the score of a response at its last
+token. Everything returned is float32.
+
+Letters: N rows, T tokens, M selected slots, n responses, R response tokens, V vocabulary, D width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from instructjax.models import heads, transformer
+from instructjax.models.transformer import ModelConfig
+from instructjax.types import Gather, Prompts, Rows, Samples
+
+# Above this many logits the head runs in chunks that the backward pass recomputes.
+MAX_LOGITS = 2**24
+
+
+class TokenScores(NamedTuple):
+  """Per selected slot: log-prob of the token, entropy of its distribution, log-normaliser."""
+
+  logprobs: Float[Array, 'N M']
+  entropy: Float[Array, 'N M']
+  log_normalizer: Float[Array, 'N M']
+
+
+def take_slots(x: Float[Array, 'N T D'], index: Int[Array, 'N M']) -> Float[Array, 'N M D']:
+  """x at `index` of each row; a negative index (no predecessor) reads position 0."""
+  return jnp.take_along_axis(x, jnp.maximum(index, 0)[..., None], axis=1)
+
+
+def slot_parents(rows: Rows, select: Int[Array, 'N M']) -> Int[Array, 'N M']:
+  return jnp.take_along_axis(rows.parent, select, axis=1)
+
+
+def to_responses(slots: Float[Array, 'N M'], gather: Gather) -> Float[Array, 'n R']:
+  """Per-slot numbers into the response layout, 0 where there is no token."""
+  flat = slots.reshape(-1)
+  return jnp.where(gather.mask, flat[gather.index], 0)
+
+
+def _score_chunk(config: ModelConfig, params: dict, hidden, targets) -> TokenScores:
+  logits = transformer.logits(config, params, hidden)
+  log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+  # A comparison instead of a gather keeps a vocabulary that is split over devices in place.
+  hit = targets[..., None] == jnp.arange(logits.shape[-1])
+  picked = jnp.where(hit, logits, 0).sum(-1)
+  mean_logit = (jnp.exp(logits - log_normalizer[..., None]) * logits).sum(-1)
+  return TokenScores(picked - log_normalizer, log_normalizer - mean_logit, log_normalizer)
+
+
+def _chunked(f, hidden, targets, vocab: int):
+  """f over slot chunks small enough that no chunk holds more than MAX_LOGITS logits."""
+  n, m = targets.shape
+  if n * m * vocab <= MAX_LOGITS:
+    return f(hidden, targets)
+  chunk = max(1, MAX_LOGITS // (n * vocab))
+  chunks = -(-m // chunk)
+  pad = chunks * chunk - m
+  hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
+  targets = jnp.pad(targets, ((0, 0), (0, pad)))
+  split = lambda x: x.reshape(n, chunks, chunk, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
+  body = jax.checkpoint(lambda _, z: (None, f(*z)), prevent_cse=False)
+  _, out = jax.lax.scan(body, None, (split(hidden), split(targets)))
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(n, chunks * chunk)[:, :m], out)
+
+
+def token_scores(
+  config: ModelConfig, params: dict, rows: Rows, select: Int[Array, 'N M'],
+  *, dropout_key: Array | None = None,
+) -> TokenScores:
+  """Log-probs, entropies and log-normalisers of the selected tokens, under a policy."""
+  hidden = transformer.hidden_states(config, params, rows, dropout_key=dropout_key)
+  hidden = take_slots(hidden, slot_parents(rows, select))
+  targets = jnp.take_along_axis(rows.tokens, select, axis=1)
+  return _chunked(
+    lambda h, y: _score_chunk(config, params, h, y), hidden, targets, config.padded_vocab_size)
+
+
+def values(
+  config: ModelConfig, params: dict, rows: Rows, select: Int[Array, 'N M'],
+) -> Float[Array, 'N M']:
+  """The value before each selected token is chosen, under a scalar model."""
+  hidden = transformer.hidden_states(config, params, rows)
+  return heads.scalar(params, take_slots(hidden, slot_parents(rows, select)))
+
+
+def scores(
+  config: ModelConfig, params: dict, rows: Rows, select: Int[Array, 'N M'],
+  *, dropout_key: Array | None = None,
+) -> Float[Array, 'N M']:
+  """The score at each selected token, under a scalar model; meant for last tokens."""
+  hidden = transformer.hidden_states(config, params, rows, dropout_key=dropout_key)
+  return heads.scalar(params, take_slots(hidden, select))
+
+
+def response_scores(
+  config: ModelConfig, params: dict, rows: Rows, gather: Gather
+) -> Float[Array, 'n']:
+  """The score of each response, read at its last token; `gather` may hold all its tokens."""
+  per_token = to_responses(scores(config, params, rows, gather.select), gather)
+  last = jnp.maximum(gather.mask.sum(-1) - 1, 0)
+  return jnp.take_along_axis(per_token, last[:, None], axis=1)[:, 0]
+
+
+def exact_kl(
+  config: ModelConfig, params: dict, ref_config: ModelConfig, ref_params: dict, rows: Rows,
+  select: Int[Array, 'N M'],
+) -> Float[Array, 'N M']:
+  """KL(policy, ref) over the vocabulary before each selected token, in nats."""
+  parents = slot_parents(rows, select)
+  hidden = take_slots(transformer.hidden_states(config, params, rows), parents)
+  ref_hidden = take_slots(transformer.hidden_states(ref_config, ref_params, rows), parents)
+  width = hidden.shape[-1]
+
+  def chunk(both, _):
+    logprobs = jax.nn.log_softmax(transformer.logits(config, params, both[..., :width]))
+    ref = jax.nn.log_softmax(transformer.logits(ref_config, ref_params, both[..., width:]))
+    return (jnp.exp(logprobs) * (logprobs - ref)).sum(-1)
+
+  both = jnp.concatenate([hidden, ref_hidden], axis=-1)
+  return _chunked(chunk, both, select, config.padded_vocab_size)
+
+
+def episode_rows(
+  prompt: Int[Array, 'n P'], prompt_length: Int[Array, 'n'], item: Int[Array, 'n'],
+  response: Int[Array, 'n R'], response_mask,
+) -> tuple[Rows, Gather]:
+  """One prompt with one response a row, laid out by maximum length (T = P + R), on the device.
+
+  The response starts at row position P; the gap after a short prompt is padding, and the first
+  response token's parent is the prompt's last token.
+  """
+  n, p = prompt.shape
+  r = response.shape[1]
+  in_prompt = jnp.arange(p)[None] < prompt_length[:, None]
+  valid = jnp.concatenate([in_prompt, response_mask], axis=1)
+  group = jnp.where(valid, item[:, None] + 1, 0)
+  branch = jnp.where(valid, jnp.arange(p + r)[None] >= p, 0).astype(jnp.int32)
+  step = jnp.arange(r)[None]
+  position = jnp.concatenate(
+    [jnp.broadcast_to(jnp.arange(p)[None], (n, p)), prompt_length[:, None] + step], axis=1)
+  first = jnp.where(step == 0, prompt_length[:, None] - 1, p + step - 1)
+  parent = jnp.concatenate(
+    [jnp.broadcast_to(jnp.arange(-1, p - 1)[None], (n, p)), first], axis=1)
+  rows = Rows(
+    tokens=jnp.where(valid, jnp.concatenate([prompt, response], axis=1), 0),
+    group=group, branch=branch, position=jnp.where(valid, position, 0),
+    parent=jnp.where(valid, parent, -1))
+  select = jnp.broadcast_to(p + step, (n, r))
+  index = jnp.arange(n)[:, None] * r + step
+  as_int = lambda x: x.astype(jnp.int32)  # noqa: E731
+  return (jax.tree.map(as_int, rows), Gather(as_int(select), as_int(index), response_mask))
+
+
+def sample_scores(
+  config: ModelConfig, params: dict, prompts: Prompts, samples: Samples
+) -> Float[Array, 'n']:
+  """The score of each sample under a scalar model; prompts and samples pair up one to one."""
+  rows, gather = episode_rows(
+    prompts.tokens, prompts.length, prompts.item, samples.tokens, samples.mask)
+  return response_scores(config, params, rows, gather)
+
+
+def sample_kl(
+  config: ModelConfig, params: dict, ref_config: ModelConfig, ref_params: dict, prompts: Prompts,
+  samples: Samples,
+) -> Float[Array, 'n']:
+  """Sum over a sample's tokens of the exact KL(policy, ref) over the vocabulary, nats."""
+  rows, gather = episode_rows(
+    prompts.tokens, prompts.length, prompts.item, samples.tokens, samples.mask)
+  slots = exact_kl(config, params, ref_config, ref_params, rows, gather.select)
+  return to_responses(slots, gather).sum(-1)

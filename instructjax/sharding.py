@@ -1,0 +1,118 @@
+"""Mesh, logical-axis rules, shardings (floor 2).
+
+Mesh axes: `data` (copies of the parameters), `fsdp` (parameters split, gathered layer by layer),
+`tensor` (heads, feed-forward and vocabulary split). Rules map the logical names on parameters to
+mesh axes and are config data, one table for each network.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ('data', 'fsdp', 'tensor')
+LOGICAL = ('embed', 'heads', 'head_width', 'mlp', 'vocab', 'position', 'norm', 'layers')
+BATCH = ('data', 'fsdp')
+
+
+def make_mesh(shape: Mapping[str, int], devices: list | None = None) -> Mesh:
+  """A mesh over `devices` (all by default) with axes data, fsdp, tensor; one size may be -1.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [int(shape[a]) for a in AXES]
+  if sizes.count(-1) == 1:
+    rest = math.prod(s for s in sizes if s != -1)
+    if len(devices) % rest:
+      raise ValueError(f'mesh {dict(zip(AXES, sizes))}: {rest} does not divide the '
+                       f'{len(devices)} devices')
+    sizes[sizes.index(-1)] = len(devices) // rest
+  if any(s < 1 for s in sizes) or math.prod(sizes) != len(devices):
+    raise ValueError(
+      f'mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, there are {len(devices)}; '
+      'set one axis to -1 to let it take the rest')
+  return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_rules(rules: Mapping[str, str | None]) -> dict[str, str | None]:
+  """The rules as a dict, or a ValueError that names the unknown logical or mesh axis."""
+  for logical, axis in rules.items():
+    if logical not in LOGICAL:
+      raise ValueError(f'sharding rule for unknown logical axis {logical!r}; known: {LOGICAL}')
+    if axis is not None and axis not in AXES:
+      raise ValueError(f'sharding rule {logical!r} -> {axis!r}: mesh axes are {AXES}')
+  missing = [a for a in LOGICAL if a not in rules]
+  if missing:
+    raise ValueError(f'sharding rules lack {missing}; give each a mesh axis or None')
+  return dict(rules)
+
+
+def param_shardings(boxed: Any, mesh: Mesh, rules: Mapping[str, str | None]) -> Any:
+  """NamedShardings for a tree of `nn.LogicallyPartitioned` leaves (shapes suffice).
+
+  Raises:
+    ValueError: two axes of one parameter map to the same mesh axis, or an axis does not divide.
+  """
+  rules = check_rules(rules)
+
+  def one(path, box):
+    name = jax.tree_util.keystr(path)
+    spec = tuple(rules[a] if a is not None else None for a in box.names)
+    used = [a for a in spec if a is not None]
+    if len(set(used)) < len(used):
+      raise ValueError(f'parameter {name} {box.names}: rules put mesh axis '
+                       f'{max(used, key=used.count)!r} on two of its dimensions')
+    for size, axis, logical in zip(box.value.shape, spec, box.names):
+      if axis is not None and size % mesh.shape[axis]:
+        raise ValueError(
+          f'parameter {name}: {logical} has size {size}, not divisible by mesh axis {axis!r} of '
+          f'{mesh.shape[axis]}; change the size, the mesh, or the rule for {logical!r}')
+    return NamedSharding(mesh, P(*spec))
+
+  is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+  return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Over how many devices a batch axis is split."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def check_divides(size: int, mesh: Mesh, what: str) -> None:
+  """A ValueError with both numbers and the nearest sizes that work, if `size` does not divide."""
+  shards = batch_shards(mesh)
+  if size % shards:
+    low = size // shards * shards
+    options = f'{low} or {low + shards}' if low else f'{low + shards}'
+    raise ValueError(f'{what} {size} is not divisible by the {shards} data shards of mesh '
+                     f'{dict(mesh.shape)}; use {options}')
+
+
+def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:
+  """Splits dimension `axis` over data and fsdp, replicates the others."""
+  return NamedSharding(mesh, P(*([None] * axis), BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def put_batch(mesh: Mesh, batch: Any, *, axis: int) -> Any:
+  """Host arrays to the devices, dimension `axis` split over data and fsdp.
+
+  Every process holds the whole (deterministic) host batch and uploads its own part of it.
+  """
+  sharding = batch_sharding(mesh, axis)
+
+  def one(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(one, batch)

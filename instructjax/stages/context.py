@@ -1,0 +1,141 @@
+"""What every stage of a run shares: config, directories, mesh, tokenizer, corpus (floor 8)."""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from instructjax import sharding, train_state
+from instructjax.checkpoint import load_item
+from instructjax.data.corpus import make_corpus
+from instructjax.data.sources import Rejected
+from instructjax.data.tokenizer import Tokenizer, load_tokenizer
+from instructjax.hooks import Stopper, write_json_atomic
+from instructjax.models import heads, presets
+from instructjax.models.transformer import ModelConfig
+
+
+@dataclasses.dataclass
+class Context:
+  """One run.
+
+  Attributes:
+    config: the locked recipe.
+    workdir: where the stages' directories are.
+    mesh: all devices.
+    corpus, tokenizer: the data.
+    rejected: rows set aside while reading; stages add to it and write it.
+    stopper: set by SIGTERM and SIGINT.
+  """
+
+  config: Any
+  workdir: pathlib.Path
+  mesh: Mesh
+  corpus: Any
+  tokenizer: Tokenizer
+  rejected: Rejected
+  stopper: Stopper
+
+  def directory(self, stage: str) -> pathlib.Path:
+    return self.workdir / stage
+
+  def key(self, stage: str) -> jax.Array:
+    """The stage's key: of the seed and the stage's name."""
+    return jax.random.fold_in(
+      jax.random.key(self.config.seed), zlib.crc32(stage.encode()) & 0x7FFFFFFF)
+
+  def seed(self, stage: str) -> int:
+    """A host seed of the seed and the stage's name, for data order."""
+    return zlib.crc32(f'{self.config.seed} {stage}'.encode()) & 0x7FFFFFFF
+
+  def model(self, role: str, **changes) -> ModelConfig:
+    """Sizes of a role's network; the value network has the reward model's."""
+    role = {'value': 'reward', 'ref': 'policy'}.get(role, role)
+    model = presets.make_model_config(
+      self.config.models[role], vocab_size=self.tokenizer.vocab_size)
+    return dataclasses.replace(model, **changes)
+
+  def rules(self, role: str) -> dict:
+    role = {'ref': 'policy'}.get(role, role)
+    return dict(self.config.rules[role])
+
+  def fresh(self, role: str, key: jax.Array, *, head_init: str = 'zero'):
+    """New parameters of a role, in their shardings."""
+    return train_state.init_sharded(
+      self._init(role, head_init), self.mesh, self.rules(role), key)[0]
+
+  def _init(self, role: str, head_init: str = 'zero'):
+    model = self.model(role)
+    if role in ('policy', 'ref'):
+      return lambda k: heads.init_policy_boxed(model, k)
+    return lambda k: heads.init_scalar_boxed(model, k, head_init=head_init)
+
+  def target(self, role: str):
+    """Shapes and shardings of a role's parameters."""
+    return train_state.abstract_params(self._init(role), self.mesh, self.rules(role))
+
+  def summary(self, stage: str) -> dict:
+    """What a completed stage left.
+
+    Raises:
+      ValueError: the stage is not complete.
+    """
+    path = self.directory(stage) / 'summary.json'
+    if not path.exists():
+      raise ValueError(
+        f'stage {stage!r} has not been completed in {self.workdir}: put it before the stage that '
+        'needs it in config.stages, or give the path of a checkpoint')
+    return json.loads(path.read_text())
+
+  def checkpoint(self, source: str) -> tuple[pathlib.Path, str]:
+    """(checkpoint directory, 'params' or 'ema') of a stage's result, or of a path."""
+    if source in self.config.stages or (self.directory(source) / 'summary.json').exists():
+      summary = self.summary(source)
+      return self.workdir / summary['checkpoint'], summary['weights']
+    path = pathlib.Path(source)
+    if not path.is_dir():
+      raise ValueError(
+        f'{source!r} is neither a stage ({", ".join(self.config.stages)}) nor a directory')
+    return path, 'params'
+
+  def load(self, source: str, role: str, *, as_role: str | None = None, weights: str | None = None):
+    """Parameters that stage or path `source` stores for `role`, in the shardings of `as_role`."""
+    path, item = self.checkpoint(source)
+    item = item if weights is None else weights
+    return load_item(path, item, {role: self.target(as_role or role)})[role]
+
+  def load_as_scalar(self, source: str, key: jax.Array, *, head_init: str):
+    """A policy's trunk under a fresh scalar head: the start of a reward model."""
+    path, item = self.checkpoint(source)
+    fresh = self.fresh('reward', key, head_init=head_init)
+    target = {k: v for k, v in self.target('reward').items() if k != 'head'}
+    trunk = load_item(path, item, {'policy': target})['policy']
+    return {**trunk, 'head': fresh['head']}
+
+  def finish(self, stage: str, summary: dict, rows: list[dict]) -> None:
+    """Writes a stage's results; the summary last, since it marks the stage complete."""
+    directory = self.directory(stage)
+    write_json_atomic(directory / 'rows.json', [
+      {'stage': stage, 'metric': r['metric'], 'model': r.get('model'),
+       'baseline': r.get('baseline'), 'judge': r.get('judge'), 'value': r['value'],
+       'low': r.get('low'), 'high': r.get('high'), 'n': r.get('n'), 'seed': self.config.seed}
+      for r in rows])
+    write_json_atomic(directory / 'summary.json', {**summary, 'complete': True})
+
+
+def make_context(config, workdir: pathlib.Path) -> Context:
+  """Builds what the stages share; the tokenizer is made once and stored with the run."""
+  mesh = sharding.make_mesh(config.mesh)
+  rejected = Rejected()
+  corpus = make_corpus(config.data, config.data.seed if config.data.seed is not None
+                       else config.seed, rejected)
+  directory = workdir / 'tokenizer'
+  if (directory / 'tokenizer.json').exists():
+    tokenizer = load_tokenizer(directory)
+  else:
+    tokenizer = corpus.make_tokenizer(config.tokenizer, directory)
+  return Context(config, workdir, mesh, corpus, tokenizer, rejected, Stopper())

@@ -1,0 +1,197 @@
+"""One outer step: minibatches, passes, microbatches, one update each (floor 4).
+
+A batch is a dict of streams whose arrays have a leading axis of microbatches. With u minibatches
+the axis holds u equal groups; each group is one optimizer update.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from instructjax import tree
+from instructjax.algorithm import Algorithm, Pass
+from instructjax.metrics import Last, Max, Mean, Min, empty_metrics, merge_metrics
+from instructjax.train_state import TrainState
+
+
+def split_minibatches(stream, minibatches: int):
+  """[u*m, ...] -> [u, m, ...] at every array.
+
+  Raises:
+    ValueError: the leading axis is not a multiple of the number of minibatches.
+  """
+  def one(x):
+    if x.shape[0] % minibatches:
+      raise ValueError(f'{x.shape[0]} microbatches do not split into {minibatches} minibatches')
+    return x.reshape(minibatches, x.shape[0] // minibatches, *x.shape[1:])
+
+  return jax.tree.map(one, stream)
+
+
+def pass_gradient(
+  one: Pass, params, frozen, extras, coefs: Mapping[str, Array], minibatch, key
+) -> tuple[dict, dict, Array]:
+  """(gradient, metrics, objective) of one pass over one minibatch, summed over microbatches."""
+  weights = one.weights(minibatch)
+  # A weight of 0 means that nothing of the minibatch counts: the total is 0 too, and 0/1 = 0.
+  scale = {t: coefs[t] / jnp.where(w == 0, 1.0, w) for t, w in weights.items()}
+
+  def objective(params, microbatch):
+    totals, metrics = one.totals(params, frozen, extras, microbatch, key)
+    if set(totals) != set(scale):
+      raise ValueError(f'pass {one.name}: totals {sorted(totals)} and weights {sorted(scale)}')
+    losses = {f'{t}/loss': Mean(total, jnp.asarray(0.0)) for t, total in totals.items()}
+    return sum(scale[t] * total for t, total in totals.items()), {**metrics, **losses}
+
+  gradient = jax.value_and_grad(objective, has_aux=True)
+  first = jax.tree.map(lambda x: x[0], minibatch)
+  microbatches = jax.tree.leaves(minibatch)[0].shape[0]
+  if microbatches == 1:
+    (value, metrics), grads = gradient(params, first)
+  else:
+    shapes = jax.eval_shape(gradient, params, first)
+    (_, metric_shapes), _ = shapes
+
+    def body(carry, microbatch):
+      value, metrics, grads = carry
+      (v, new), g = gradient(params, microbatch)
+      return (value + v, merge_metrics(metrics, new), tree.add(grads, g)), None
+
+    start = (jnp.float32(0), empty_metrics(metric_shapes), jax.tree.map(jnp.zeros_like, params))
+    (value, metrics, grads), _ = jax.lax.scan(body, start, minibatch)
+  for t, w in weights.items():
+    metrics[f'{t}/loss'] = Mean(metrics[f'{t}/loss'].total, jnp.asarray(w, jnp.float32))
+  return grads, metrics, value
+
+
+def _cosine(a, b) -> Array:
+  norms = tree.global_norm(a) * tree.global_norm(b)
+  return tree.inner(a, b) / jnp.where(norms == 0, 1.0, norms)
+
+
+def _gradients(algorithm: Algorithm, params, frozen, extras, minibatch, key, trained):
+  """Summed gradient of all passes with the metrics of each; `finite` is False if any is not."""
+  coefs = algorithm.coefs(extras)
+  total, metrics, per_pass, finite = None, {}, [], jnp.bool_(True)
+  for number, one in enumerate(algorithm.passes):
+    grads, new, value = pass_gradient(
+      one, params, frozen, extras, coefs, minibatch[one.stream], jax.random.fold_in(key, number))
+    metrics.update(new)
+    per_pass.append((one.name, grads))
+    total = grads if total is None else tree.add(total, grads)
+    finite &= jnp.isfinite(value)
+  if len(per_pass) > 1:
+    for name, grads in per_pass:
+      for role in trained:
+        norm = tree.global_norm(grads[role])
+        metrics[f'grad_norm/{name}/{role}'] = Mean(norm, jnp.float32(1))
+    (_, first), (name, second) = per_pass[0], per_pass[1]
+    metrics[f'grad_cosine/{algorithm.passes[0].name}_{name}'] = Mean(
+      _cosine(first['policy'], second['policy']), jnp.float32(1))
+  for role in trained:
+    norm = tree.global_norm(total[role])
+    metrics[f'grad_norm/{role}'] = Mean(norm, jnp.float32(1))
+    finite &= jnp.isfinite(norm)
+  return total, metrics, finite
+
+
+def update(
+  algorithm: Algorithm, optimizers: Mapping[str, optax.GradientTransformation], ema_decay: float,
+  ema_each_update: bool, state: TrainState, frozen, minibatch, key,
+) -> tuple[TrainState, dict]:
+  """One optimizer update of every role from one minibatch ([m, ...] streams)."""
+  minibatch = algorithm.prepare(state.extras, minibatch)
+  grads, metrics, finite = _gradients(
+    algorithm, state.params, frozen, state.extras, minibatch, key, tuple(optimizers))
+  healthy = finite & (state.bad_step < 0)
+  params, opt_state = dict(state.params), dict(state.opt_state)
+  for role, optimizer in optimizers.items():
+    updates, new_opt = optimizer.update(grads[role], state.opt_state[role], state.params[role])
+    new_params = optax.apply_updates(state.params[role], updates)
+    params[role] = tree.select(healthy, new_params, state.params[role])
+    opt_state[role] = tree.select(healthy, new_opt, state.opt_state[role])
+  ema = _average(state.ema, params, ema_decay) if ema_each_update else state.ema
+  bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
+  return TrainState(state.step, params, opt_state, ema, state.extras, bad_step), metrics
+
+
+def _average(ema: dict, params: dict, decay: float) -> dict:
+  return {role: jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, old, params[role])
+          for role, old in ema.items()}
+
+
+def _collapse(stacked: dict) -> dict:
+  """Metrics with a leading axis of updates, merged along it."""
+  reduce = {
+    Mean: lambda m: Mean(m.total.sum(0), m.weight.sum(0)), Max: lambda m: Max(m.value.max(0)),
+    Min: lambda m: Min(m.value.min(0)), Last: lambda m: Last(m.value[-1])}
+  return {name: reduce[type(metric)](metric) for name, metric in stacked.items()}
+
+
+def shuffle_episodes(stream, key):
+  """The minibatches [u, m, ...] in another order; minibatches themselves stay as they are.
+
+  An epoch beyond the first visits the same minibatches in a new order, so packed rows stay whole.
+  """
+  order = jax.random.permutation(key, jax.tree.leaves(stream)[0].shape[0])
+  return jax.tree.map(lambda x: x[order], stream)
+
+
+def train_step(
+  algorithm: Algorithm, optimizers: Mapping[str, optax.GradientTransformation],
+  schedules: Mapping[str, Callable], ema_decay: float, ema_unit: str, state: TrainState, frozen,
+  batch, collected: dict, key,
+) -> tuple[TrainState, dict]:
+  """All updates of one outer step.
+
+  Args:
+    algorithm, optimizers, schedules: static.
+    ema_decay: policy <- decay * ema + (1 - decay) * policy, for the roles in `state.ema`.
+    ema_unit: 'update' averages after every optimizer update, 'step' once an outer step.
+    state: donated by the caller's jit.
+    frozen: parameters by role that only score (ref, reward).
+    batch: streams, [u*m, ...] each.
+    collected: metrics of `collect`, merged into the result and seen by `adapt`.
+    key: of this step.
+
+  Returns:
+    (state, metrics) with `state.step` raised by one.
+  """
+  streams = {k: split_minibatches(v, algorithm.minibatches) for k, v in batch.items()}
+
+  def one_epoch(state, epoch):
+    k_order, k_update = jax.random.split(jax.random.fold_in(key, epoch))
+    ordered = streams if algorithm.epochs == 1 else {
+      k: shuffle_episodes(v, k_order) for k, v in streams.items()}
+
+    def body(state, scanned):
+      minibatch, number = scanned
+      return update(
+        algorithm, optimizers, ema_decay, ema_unit == 'update', state, frozen, minibatch,
+        jax.random.fold_in(k_update, number))
+
+    if algorithm.minibatches == 1:
+      state, metrics = body(state, (jax.tree.map(lambda x: x[0], ordered), 0))
+      return state, jax.tree.map(lambda x: x[None], metrics)
+    return jax.lax.scan(body, state, (ordered, jnp.arange(algorithm.minibatches)))
+
+  metrics, first = {}, {}
+  for epoch in range(algorithm.epochs):
+    state, stacked = one_epoch(state, epoch)
+    if epoch == 0:
+      first = {f'{name}_first': jax.tree.map(lambda x: x[0], stacked[name])
+               for name in algorithm.first}
+    metrics = merge_metrics(metrics, _collapse(stacked))
+  metrics = {**metrics, **first, **collected}
+  done = state.step * algorithm.updates_per_step
+  for role, schedule in schedules.items():
+    metrics[f'learning_rate/{role}'] = Last(jnp.asarray(schedule(done), jnp.float32))
+  for name, value in state.extras.items():
+    metrics[name] = Last(value)
+  ema = state.ema if ema_unit == 'update' else _average(state.ema, state.params, ema_decay)
+  return TrainState(
+    state.step + 1, state.params, state.opt_state, ema, algorithm.adapt(state.extras, metrics),
+    state.bad_step), metrics
