@@ -6,6 +6,8 @@ locked, so an unknown field is an error.
 
 from ml_collections import ConfigDict, config_dict
 
+placeholder = config_dict.placeholder
+
 
 def model(size: str, *, context: int) -> ConfigDict:
   """One network's architecture (`instructjax/models/presets.py` holds the sizes)."""
@@ -13,11 +15,11 @@ def model(size: str, *, context: int) -> ConfigDict:
   # Named size: 125m .. 175b as Brown et al. 2020, table 2.1; micro, tiny, mini, small are ours.
   c.size = size
   # Override a single number of the size; None takes the size's own.
-  c.layers = config_dict.placeholder(int)
-  c.width = config_dict.placeholder(int)
-  c.heads = config_dict.placeholder(int)
+  c.layers = placeholder(int)
+  c.width = placeholder(int)
+  c.heads = placeholder(int)
   # Standard deviation of the initial weights; None takes the size's own.
-  c.init_std = config_dict.placeholder(float)
+  c.init_std = placeholder(float)
   # Positions: prompt + response of each branch must fit, a whole row need not. Tokens.
   c.context = context
   # Residual dropout in [0, 1) where a stage trains with it; stages set their own rate.
@@ -51,6 +53,33 @@ def rules() -> ConfigDict:
   c.position = None
   c.norm = None
   c.layers = None
+  return c
+
+
+def network_rules() -> ConfigDict:
+  """Rules of each network, and of the policy while it generates (None: as it trains)."""
+  return ConfigDict({
+    'policy': rules(), 'reward': rules(), 'value': rules(), 'generation': placeholder(dict)})
+
+
+def limits(*, prompt_tokens: int, response_tokens: int) -> ConfigDict:
+  """Longest prompt and response in tokens, specials included; longer data rows are set aside."""
+  c = ConfigDict()
+  c.prompt_tokens = prompt_tokens
+  c.response_tokens = response_tokens
+  # A longer prompt: False sets its row aside, as the paper does; True keeps its last tokens.
+  c.truncate_prompts = False
+  # A ranking with a response that does not fit: True drops that response, False the ranking.
+  c.drop_long_responses = True
+  return c
+
+
+def tracking() -> ConfigDict:
+  """Where metrics go besides metrics.jsonl."""
+  c = ConfigDict()
+  c.tensorboard = True
+  # Arguments of wandb.init, or None; needs the extra `tracking`.
+  c.wandb = placeholder(dict)
   return c
 
 
@@ -99,12 +128,14 @@ def language(
   # 'pretrain' text or 'demonstrations'.
   c.examples = examples
   # Where the parameters come from: a stage's name, the path of a checkpoint, None = fresh.
-  c.init = config_dict.placeholder(str) if init is None else init
+  c.init = placeholder(str) if init is None else init
   # Documents or demonstrations in a batch; and tokens in a packed row.
   c.batch_size = batch_size
   c.row_length = row_length
   # Length of the stage: exactly one of train_steps, _epochs, _examples (of examples) is set.
   c.train_epochs = 1.0
+  c.train_steps = placeholder(int)
+  c.train_examples = placeholder(int)
   # 'token': mean over tokens; 'response': mean over demonstrations of their per-token mean.
   c.unit = 'token'
   # Weight of prompt tokens in the loss of demonstrations; the paper does not say, 0 leaves them out.
@@ -125,7 +156,7 @@ def language(
   return c
 
 
-def collect(policy: str, *, prompts: int) -> ConfigDict:
+def collect(policy: str) -> ConfigDict:
   """Responses to prompts, ranked by the labelers of the miniature world."""
   c = ConfigDict()
   c.kind = 'collect'
@@ -136,10 +167,8 @@ def collect(policy: str, *, prompts: int) -> ConfigDict:
   c.other_share = 0.1
   # Share of rankings that also hold the demonstration of a labeler.
   c.demonstration_share = 0.15
-  # Prompts to rank, held-out ones for validation, and prompts in one call of the sampler.
-  c.prompts = prompts
-  c.valid_prompts = 800
-  c.batch_size = 500
+  # Responses in one call of the sampler.
+  c.batch_size = 1024
   # Distinct responses of a ranking, drawn uniformly: the paper's K.
   c.min_responses = 4
   c.max_responses = 9
@@ -150,13 +179,15 @@ def reward_model(*, init: str, rankings: str, batch_size: int, row_length: int, 
   """A reward model on rankings of K responses."""
   c = _training('reward_model')
   # The checkpoint whose head is replaced.
-  c.init = config_dict.placeholder(str) if init is None else init
+  c.init = placeholder(str) if init is None else init
   # Where the rankings come from: a `collect` stage, or 'data' for the recipe's own files.
   c.rankings = rankings
   # Prompts (not pairs, not responses) in a batch; tokens in a packed row.
   c.batch_size = batch_size
   c.row_length = row_length
   c.train_epochs = 1.0
+  c.train_steps = placeholder(int)
+  c.train_examples = placeholder(int)
   # 'normal': N(0, 1/(D+1)); 'zero'.
   c.head_init = 'normal'
   # 'kept': mean over the pairs of a prompt that are not ties; 'all': divisor C(K,2); 'pair': mean
@@ -188,7 +219,7 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   c = _training('ppo')
   c.log_steps = 1
   # Where the policy starts, the KL reference, and the reward model (also the value's start).
-  c.init = config_dict.placeholder(str) if init is None else init
+  c.init = placeholder(str) if init is None else init
   c.ref = ref
   c.reward = reward
   # Weight of the reward model in the score, and other parts: a tuple of (name, weight,
@@ -211,7 +242,7 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   c.entropy_coef = 0.0
   # KL penalty inside the reward, in score units a nat; kl_target (nats a response) adapts it.
   c.kl_coef = 0.02
-  c.kl_target = config_dict.placeholder(float)
+  c.kl_target = placeholder(float)
   c.kl_horizon = 10_000.0
   # A differentiable KL term besides: 'none', 'k2', 'k3', 'exact'.
   c.kl_loss = 'none'
@@ -220,10 +251,10 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   # already in its head.
   c.score_bias = 0.0
   c.score_scale = 1.0
-  c.score_clip = config_dict.placeholder(float)
+  c.score_clip = placeholder(float)
   # A response without end-of-text: subtract this, or (not None) give it this score instead.
   c.missing_end_penalty = 1.0
-  c.missing_end_score = config_dict.placeholder(float)
+  c.missing_end_score = placeholder(float)
   c.whiten_rewards = False
   # Scope of mean and deviation: 'none', 'minibatch', 'batch'.
   c.whiten_advantages = 'minibatch'
@@ -244,12 +275,14 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   c.ema_decay = 0.992
   c.ema_unit = 'update'
   # Stop when an iteration's KL passes this, nats a response; None: never.
-  c.stop_kl = config_dict.placeholder(float)
+  c.stop_kl = placeholder(float)
   # The released checkpoint: the last one whose validation KL is at most this, nats a response.
   c.max_kl = 2.0
   # Which weights are validated against max_kl and released: 'raw' or 'ema'.
   c.release = 'raw'
   c.valid_prompts = 256
+  # The language stage whose held-out text validates the tax.
+  c.text_stage = 'pretrain'
   c.policy_optimizer = optimizer(1e-5, shape='constant')
   c.policy_optimizer.schedule.warmup_steps = 10
   c.value_optimizer = optimizer(1e-5, shape='constant')
@@ -260,8 +293,14 @@ def evaluate(*, prompts: int) -> ConfigDict:
   """Win rates, KL, tax and samples of the models named."""
   c = ConfigDict()
   c.kind = 'evaluate'
-  # Names in the report -> stages. 'raw' and EMA weights of a ppo stage are separate rows.
+  # Names in the report -> (stage, weights): 'params', 'ema', or None for what the stage released.
   c.models = ConfigDict()
+  # ppo stages whose (KL, tax) is traced over their checkpoints.
+  c.traces = ()
+  # The language stage whose row length and text serve as the held-out documents.
+  c.text_stage = 'pretrain'
+  # Prompts shown with every model's answer.
+  c.shown_samples = 12
   c.baseline = 'sft'
   # Stages for what the models are compared with.
   c.baseline_stage = 'select'

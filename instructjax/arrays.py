@@ -20,7 +20,7 @@ def check_float(**arrays) -> None:
   for name, value in arrays.items():
     dtype = jnp.result_type(value)
     if dtype not in (jnp.float32, jnp.float64):
-      raise TypeError(f"{name} must be float32, got {dtype}: convert it with astype(jnp.float32)")
+      raise TypeError(f'{name} must be float32, got {dtype}: convert it with astype(jnp.float32)')
 
 
 def check_bool(**arrays) -> None:
@@ -28,14 +28,14 @@ def check_bool(**arrays) -> None:
   for name, value in arrays.items():
     dtype = jnp.result_type(value)
     if dtype != jnp.bool_:
-      raise TypeError(f"{name} must be bool, got {dtype}: compare it first, for example mask > 0")
+      raise TypeError(f'{name} must be bool, got {dtype}: compare it first, for example mask > 0')
 
 
 def check_rank(rank: int, **arrays) -> None:
   """Raises ValueError unless every array has `rank` axes."""
   for name, value in arrays.items():
     if jnp.ndim(value) != rank:
-      raise ValueError(f"{name} must have {rank} axes, got shape {jnp.shape(value)}")
+      raise ValueError(f'{name} must have {rank} axes, got shape {jnp.shape(value)}')
 
 
 def check_same_shape(**arrays) -> None:
@@ -45,11 +45,11 @@ def check_same_shape(**arrays) -> None:
   """
   shapes = {name: jnp.shape(value) for name, value in arrays.items()}
   if len(set(shapes.values())) > 1:
-    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    raise ValueError(f"these arrays must have one shape: {listed}")
+    listed = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
+    raise ValueError(f'these arrays must have one shape: {listed}')
 
 
-def masked_sum(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+def masked_sum(x: Float[Array, '...'], mask: Bool[Array, '...']) -> Float[Array, '']:
   """Sum of the entries of `x` where `mask` is True; 0 where there is none."""
   check_float(x=x)
   check_bool(mask=mask)
@@ -57,12 +57,12 @@ def masked_sum(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array,
   return jnp.sum(jnp.where(mask, x, 0.0))
 
 
-def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+def masked_mean(x: Float[Array, '...'], mask: Bool[Array, '...']) -> Float[Array, '']:
   """Mean over all entries where `mask` is True, never a mean of means; nan if there is none."""
   return masked_sum(x, mask) / jnp.sum(mask, dtype=jnp.float32)
 
 
-def masked_variance(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+def masked_variance(x: Float[Array, '...'], mask: Bool[Array, '...']) -> Float[Array, '']:
   """Population variance (divisor n) over all entries where `mask` is True; nan if there is none.
 
   Two passes, because E[x^2] - E[x]^2 loses all digits where the mean is large.
@@ -72,12 +72,12 @@ def masked_variance(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[A
 
 
 def whiten(
-    x: Float[Array, "..."],
-    mask: Bool[Array, "..."],
-    *,
-    shift_mean: bool = True,
-    epsilon: float = 1e-8,
-) -> Float[Array, "..."]:
+  x: Float[Array, '...'],
+  mask: Bool[Array, '...'],
+  *,
+  shift_mean: bool = True,
+  epsilon: float = 1e-8,
+) -> Float[Array, '...']:
   """(x - mean) / sqrt(variance + epsilon) with the statistics of the entries that count.
 
   Args:
@@ -92,11 +92,13 @@ def whiten(
     Array of the shape of `x`, 0 where `mask` is False.
   """
   centre = masked_mean(x, mask) if shift_mean else jnp.zeros((), x.dtype)
-  scaled = (x - centre) * jax.lax.rsqrt(masked_variance(x, mask) + epsilon)
-  return jnp.where(mask, scaled, 0.0)
+  scale = jax.lax.rsqrt(masked_variance(x, mask) + epsilon)
+  # Masked before the product: nan * 0 in the gradient of `scale` would be nan.
+  kept = jnp.where(mask, x, 0.0)
+  return jnp.where(mask, (kept - centre) * scale, 0.0)
 
 
-def cap_value(x: Float[Array, "..."], limit: float) -> Float[Array, "..."]:
+def cap_value(x: Float[Array, '...'], limit: float) -> Float[Array, '...']:
   """min(x, limit) with the gradient of x.
 
   For arguments of exp: the value stays finite, and an entry beyond the limit is still pulled back,
@@ -119,27 +121,27 @@ def exact_div(a: int, b: int, what: str) -> int:
   """
   a, b = operator.index(a), operator.index(b)
   if b < 1 or a < 0:
-    raise ValueError(f"{what}: cannot divide {a} by {b}; sizes are positive")
+    raise ValueError(f'{what}: cannot divide {a} by {b}; sizes are positive')
   if a % b == 0:
     return a // b
   below = a // b * b
-  sizes = f"{below} or {below + b}" if below else f"{b}"
+  sizes = f'{below} or {below + b}' if below else f'{b}'
   divisors = [d for d in range(1, a + 1) if a % d == 0]
   nearest = sorted(sorted(divisors, key=lambda d: abs(d - b))[:2])
   raise ValueError(
-      f"{what}: {a} does not divide by {b}. Nearest sizes that do: {sizes}; "
-      f"nearest divisors of {a}: {' or '.join(map(str, nearest))}"
+    f'{what}: {a} does not divide by {b}. Nearest sizes that do: {sizes}; '
+    f'nearest divisors of {a}: {" or ".join(map(str, nearest))}'
   )
 
 
-def length_mask(lengths: Int[Array, "..."], size: int) -> Bool[Array, "... size"]:
+def length_mask(lengths: Int[Array, '...'], size: int) -> Bool[Array, '... size']:
   """True at the first `lengths` of `size` positions of a new last axis."""
   lengths = jnp.asarray(lengths)
   positions = jnp.arange(size, dtype=lengths.dtype)
   return jnp.expand_dims(positions, tuple(range(lengths.ndim))) < lengths[..., None]
 
 
-def last_valid_index(mask: Bool[Array, "... R"]) -> Int[Array, "..."]:
+def last_valid_index(mask: Bool[Array, '... R']) -> Int[Array, '...']:
   """Index of the last True along the last axis; -1 where there is none."""
   check_bool(mask=mask)
   mask = jnp.asarray(mask)

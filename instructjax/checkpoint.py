@@ -4,7 +4,7 @@ A checkpoint is a directory named by its step that holds items: 'params' (a dict
 'opt_state', 'extras', ... each a tree of arrays that can be loaded alone, and JSON metadata beside
 them. Nothing is pickled. Saving is asynchronous and becomes visible by one rename, so a process
 killed at any moment leaves complete checkpoints and at most a temporary directory, which the next
-`Checkpoints` of that directory removes.
+`Checkpoints` of that directory removes (in the background, and at the latest when it saves).
 
 Shapes and dtypes are compared before Orbax is asked for arrays, so that a checkpoint of another
 architecture is an error that names parameters, never a padded or silently initialised tree.
@@ -28,6 +28,9 @@ Description = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 # Orbax refuses a tree without any leaf (SGD's state is one): such an item is stored as this.
 _EMPTY = '__empty_item__'
+# Written last, before the rename that makes a checkpoint visible. Orbax's own test passes any
+# directory whose name is no temporary one.
+_COMMITTED = '_CHECKPOINT_METADATA'
 _SHOWN_DIFFERENCES = 5
 
 
@@ -72,7 +75,7 @@ def _require_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise FileNotFoundError(f'no checkpoint at {path}: there is no such directory')
-  if not ocp.is_orbax_checkpoint(path):
+  if not (path / _COMMITTED).is_file():
     raise ValueError(
       f'{path} is no checkpoint; a checkpoint is the directory of one step, as in '
       '<workdir>/<stage>/checkpoints/<step>'
@@ -126,7 +129,7 @@ def checkpoint_steps(directory: str | pathlib.Path) -> list[int]:
   if not directory.is_dir():
     return []
   children = (path for path in directory.iterdir() if path.name.isdecimal())
-  return sorted(int(path.name) for path in children if ocp.is_orbax_checkpoint(path))
+  return sorted(int(path.name) for path in children if (path / _COMMITTED).is_file())
 
 
 # --- loading -------------------------------------------------------------------------------------
@@ -296,7 +299,7 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """Complete checkpoints, ascending. Waits for the save in flight."""
     self.wait()
-    return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+    return checkpoint_steps(self._directory)
 
   def latest(self) -> int | None:
     """The last complete checkpoint; None where there is none. Waits for the save in flight."""

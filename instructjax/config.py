@@ -322,7 +322,7 @@ def _flatten(value: Any, prefix: str) -> dict[str, Any]:
   elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
     items = ((str(index), item) for index, item in enumerate(value))
   else:
-    return {prefix: value}
+    return {prefix: value} if prefix else {}
   flat = {}
   for key, item in items:
     flat.update(_flatten(item, f'{prefix}.{key}' if prefix else key))

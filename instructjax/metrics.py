@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Scalar = Float[Array, ""]
+Scalar = Float[Array, '']
 
 
 def _metric(cls):
@@ -41,7 +41,7 @@ class Mean:
     values = jnp.asarray(values).astype(jnp.float32)
     weight = jnp.asarray(weight).astype(jnp.float32)
     if values.shape != weight.shape:
-      raise ValueError(f"values {values.shape} and weight {weight.shape} must have one shape")
+      raise ValueError(f'values {values.shape} and weight {weight.shape} must have one shape')
     total = jnp.sum(jnp.where(weight != 0, values, 0.0) * weight)
     return cls(total, jnp.sum(weight))
 
@@ -97,9 +97,7 @@ class Last:
 Metric = Mean | Max | Min | Last
 
 
-def merge_metrics(
-    first: Mapping[str, Metric], second: Mapping[str, Metric]
-) -> dict[str, Metric]:
+def merge_metrics(first: Mapping[str, Metric], second: Mapping[str, Metric]) -> dict[str, Metric]:
   """Merges by name; a name that only one side has is kept as it is.
 
   Raises:
@@ -109,8 +107,8 @@ def merge_metrics(
   for name, metric in second.items():
     if name in merged:
       if type(merged[name]) is not type(metric):
-        kinds = f"{type(merged[name]).__name__} and {type(metric).__name__}"
-        raise TypeError(f"metric {name!r} is reduced in two ways: {kinds}")
+        kinds = f'{type(merged[name]).__name__} and {type(metric).__name__}'
+        raise TypeError(f'metric {name!r} is reduced in two ways: {kinds}')
       metric = merged[name].merge(metric)
     merged[name] = metric
   return merged

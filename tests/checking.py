@@ -14,13 +14,13 @@ import reference
 def assert_close(actual, expected, tolerance=1e-5):
   """|a - b| <= tolerance * max(1, max |reference|), shapes and nans alike."""
   actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-  assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+  assert actual.shape == expected.shape, f'shape {actual.shape}, expected {expected.shape}'
   np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
   if np.all(np.isnan(expected)):
     return
   bound = tolerance * max(1.0, float(np.nanmax(np.abs(expected))))
   worst = float(np.nanmax(np.abs(actual - expected)))
-  assert worst <= bound, f"off by {worst}, allowed {bound}:\n{actual}\n{expected}"
+  assert worst <= bound, f'off by {worst}, allowed {bound}:\n{actual}\n{expected}'
 
 
 def check_total(function, expected, arrays, rest=(), **static):
@@ -34,7 +34,7 @@ def check_total(function, expected, arrays, rest=(), **static):
   assert value.dtype == jnp.float32
   assert_close(value, expected(*arrays, *rest, **static))
   numeric = reference.numerical_gradient(
-      lambda x: expected(x, *arrays[1:], *rest, **static), arrays[0]
+    lambda x: expected(x, *arrays[1:], *rest, **static), arrays[0]
   )
   assert_close(gradient, numeric)
   refuses_integers(function, arrays, rest, **static)
@@ -46,7 +46,7 @@ def refuses_integers(function, arrays, rest=(), **static):
     for dtype in (jnp.int32, jnp.bfloat16):
       wrong = list(arrays)
       wrong[i] = jnp.zeros(arrays[i].shape, dtype)
-      with pytest.raises(TypeError, match=r"must be float32"):
+      with pytest.raises(TypeError, match=r'must be float32'):
         jax.eval_shape(lambda *a: function(*a, *rest, **static), *wrong)
 
 
@@ -68,14 +68,14 @@ def normal(seed, shape, mask=None, scale=1.0):
 
 
 def load(name):
-  return importlib.import_module(f"instructjax.{name}")
+  return importlib.import_module(f'instructjax.{name}')
 
 
 def mutant(name, old, new):
   """Module `instructjax.<name>` as it would be with `old` replaced by `new` in its source."""
   module = load(name)
   source = inspect.getsource(module)
-  assert source.count(old) == 1, f"{name} has {source.count(old)} times the text to break: {old!r}"
-  broken = types.ModuleType(f"broken_{name.replace('.', '_')}")
-  exec(compile(source.replace(old, new), f"<{name} with a planted fault>", "exec"), broken.__dict__)
+  assert source.count(old) == 1, f'{name} has {source.count(old)} times the text to break: {old!r}'
+  broken = types.ModuleType(f'broken_{name.replace(".", "_")}')
+  exec(compile(source.replace(old, new), f'<{name} with a planted fault>', 'exec'), broken.__dict__)
   return broken

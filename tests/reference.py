@@ -79,9 +79,9 @@ def labelled_pairs(better, response_mask, g):
   """(i, j, weight) of each label of a prompt."""
   slots = [k for k in range(response_mask.shape[1]) if response_mask[g, k]]
   return [
-      (i, j, float(better[g, i, j]))
-      for i, j in itertools.permutations(slots, 2)
-      if better[g, i, j] != 0
+    (i, j, float(better[g, i, j]))
+    for i, j in itertools.permutations(slots, 2)
+    if better[g, i, j] != 0
   ]
 
 
@@ -96,9 +96,9 @@ def ranking_total(scores, better, margin, response_mask, *, pair_divisor):
       gap = float(scores[g, i]) - float(scores[g, j])
       gap -= 0.0 if margin is None else float(margin[g, i, j])
       loss -= weight * log_sigmoid(gap)
-    if pair_divisor == "kept":
+    if pair_divisor == 'kept':
       loss /= sum(weight for _, _, weight in labels)
-    elif pair_divisor == "all":
+    elif pair_divisor == 'all':
       loss /= math.comb(int(np.sum(response_mask[g])), 2)
     total += loss
   return total
@@ -106,9 +106,9 @@ def ranking_total(scores, better, margin, response_mask, *, pair_divisor):
 
 def ranking_weight(better, response_mask, *, pair_divisor):
   labels = [labelled_pairs(better, response_mask, g) for g in range(len(better))]
-  if pair_divisor == "kept":
+  if pair_divisor == 'kept':
     return float(sum(1 for pairs in labels if pairs))
-  if pair_divisor == "all":
+  if pair_divisor == 'all':
     return float(sum(1 for row in response_mask if np.sum(row) >= 2))
   return sum(weight for pairs in labels for _, _, weight in pairs)
 
@@ -128,10 +128,10 @@ def ranking_counts(scores, better, response_mask):
       pairs += len({frozenset((i, j)) for i, j, _ in labels})
       ties += not labels
   return {
-      "ranking/accuracy": (right, weights),
-      "ranking/log_loss": (loss, weights),
-      "ranking/pairs_per_prompt": (pairs, prompts),
-      "ranking/all_tie_prompts": (ties, prompts),
+    'ranking/accuracy': (right, weights),
+    'ranking/log_loss': (loss, weights),
+    'ranking/pairs_per_prompt': (pairs, prompts),
+    'ranking/all_tie_prompts': (ties, prompts),
   }
 
 
@@ -162,11 +162,11 @@ def surrogate_metrics(logprobs, old_logprobs, advantages, mask, *, clip_range):
     squares.append(difference**2 / 2)
     ratios.append(ratio)
   return {
-      "policy/clip_fraction": mean(clipped),
-      "policy/approximate_kl": mean(squares),
-      "policy/ratio_max": max(ratios),
-      "policy/ratio_min": min(ratios),
-      "policy/ratio_variance": mean([(ratio - 1) ** 2 for ratio in ratios]),
+    'policy/clip_fraction': mean(clipped),
+    'policy/approximate_kl': mean(squares),
+    'policy/ratio_max': max(ratios),
+    'policy/ratio_min': min(ratios),
+    'policy/ratio_variance': mean([(ratio - 1) ** 2 for ratio in ratios]),
   }
 
 
@@ -178,8 +178,7 @@ def value_squares(values, old_values, returns, i, value_clip_range):
 
 def clipped_value_total(values, old_values, returns, mask, *, value_clip_range):
   return sum(
-      max(value_squares(values, old_values, returns, i, value_clip_range)) / 2
-      for i in counted(mask)
+    max(value_squares(values, old_values, returns, i, value_clip_range)) / 2 for i in counted(mask)
   )
 
 
@@ -191,11 +190,11 @@ def value_metrics(values, old_values, returns, mask, *, value_clip_range):
   errors = [float(returns[i]) - float(values[i]) for i in counted(mask)]
   targets = [float(returns[i]) for i in counted(mask)]
   return {
-      "value/clip_fraction": mean(clipped),
-      "value/error": mean(errors),
-      "value/error_square": mean([e**2 for e in errors]),
-      "value/return": mean(targets),
-      "value/return_square": mean([t**2 for t in targets]),
+    'value/clip_fraction': mean(clipped),
+    'value/error': mean(errors),
+    'value/error_square': mean([e**2 for e in errors]),
+    'value/return': mean(targets),
+    'value/return_square': mean([t**2 for t in targets]),
   }
 
 
@@ -250,7 +249,7 @@ def exact_kl(log_softmax, ref_log_softmax):
 
 
 def kl_loss_total(logprobs, ref_logprobs, mask, *, estimator):
-  term = {"k2": k2, "k3": k3}[estimator]
+  term = {'k2': k2, 'k3': k3}[estimator]
   return sum(float(term(logprobs[i], ref_logprobs[i])) for i in counted(mask))
 
 
@@ -259,9 +258,7 @@ def adaptive_kl_coef(kl_coef, observed_kl, *, target, horizon, episodes):
   return kl_coef * (1 + error * episodes / horizon)
 
 
-def shape_scores(
-    scores, ended, *, bias, scale, clip, missing_end_penalty, missing_end_score
-):
+def shape_scores(scores, ended, *, bias, scale, clip, missing_end_penalty, missing_end_score):
   out = []
   for score, end in zip(scores, ended, strict=True):
     score = (float(score) - bias) * scale

@@ -10,18 +10,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax import arrays
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
+pytestmark = pytest.mark.usefixtures('strict_ranks')
 
 MASK = ragged_mask([5, 1, 3, 0], 6)
-STATISTICS = ("masked_sum", "masked_mean", "masked_variance", "whiten")
+STATISTICS = ('masked_sum', 'masked_mean', 'masked_variance', 'whiten')
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize('name', STATISTICS)
 def test_parity_with_the_reference(name):
   x = 2 + normal(0, MASK.shape, MASK)
-  assert_close(
-      jax.jit(getattr(arrays, name))(x, MASK), getattr(reference, name)(x, MASK)
-  )
+  assert_close(jax.jit(getattr(arrays, name))(x, MASK), getattr(reference, name)(x, MASK))
   refuses_integers(getattr(arrays, name), (x,), (MASK,))
 
 
@@ -33,16 +31,16 @@ def test_whiten_without_shift_divides_only():
   assert_close([whitened.mean(), whitened.std()], [0.0, 1.0])
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize('name', STATISTICS)
 def test_mask_is_deletion(name):
   x = normal(1, MASK.shape, MASK)
   function = getattr(arrays, name)
   kept = function(x[MASK], np.ones(MASK.sum(), bool))
   found = np.asarray(function(x, MASK))
-  assert_close(found[MASK] if name == "whiten" else found, kept)
+  assert_close(found[MASK] if name == 'whiten' else found, kept)
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize('name', STATISTICS)
 def test_gradients_pass_by_what_does_not_count(name):
   x = normal(2, MASK.shape, MASK)
   gradient = jax.grad(lambda v: jnp.sum(jnp.square(getattr(arrays, name)(v, MASK))))(x)
@@ -69,8 +67,8 @@ def test_variance_keeps_its_digits_far_from_zero():
 
 
 def test_statistics_are_over_all_devices():
-  mesh = Mesh(np.array(jax.devices()), ("data",))
-  sharding = NamedSharding(mesh, PartitionSpec("data"))
+  mesh = Mesh(np.array(jax.devices()), ('data',))
+  sharding = NamedSharding(mesh, PartitionSpec('data'))
   mask = ragged_mask([3, 1, 4, 0, 2, 2, 4, 1, 3, 3, 0, 4, 1, 1, 2, 4], 4)
   x = normal(3, mask.shape, mask)
   found = jax.jit(arrays.whiten)(jax.device_put(x, sharding), jax.device_put(mask, sharding))
@@ -85,16 +83,16 @@ def test_cap_value_keeps_the_gradient():
 
 
 def test_exact_div():
-  assert arrays.exact_div(512, 8, "episodes over minibatches") == 64
-  assert arrays.exact_div(np.int64(0), 8, "nothing") == 0
-  with pytest.raises(ValueError, match=r"episodes over minibatches: 65 .* 8.* 64 or 72.* 5 or 13"):
-    arrays.exact_div(65, 8, "episodes over minibatches")
-  with pytest.raises(ValueError, match="sizes that do: 8;"):
-    arrays.exact_div(3, 8, "prompts over devices")
-  with pytest.raises(ValueError, match="positive"):
-    arrays.exact_div(8, 0, "prompts over devices")
+  assert arrays.exact_div(512, 8, 'episodes over minibatches') == 64
+  assert arrays.exact_div(np.int64(0), 8, 'nothing') == 0
+  with pytest.raises(ValueError, match=r'episodes over minibatches: 65 .* 8.* 64 or 72.* 5 or 13'):
+    arrays.exact_div(65, 8, 'episodes over minibatches')
+  with pytest.raises(ValueError, match='sizes that do: 8;'):
+    arrays.exact_div(3, 8, 'prompts over devices')
+  with pytest.raises(ValueError, match='positive'):
+    arrays.exact_div(8, 0, 'prompts over devices')
   with pytest.raises(TypeError):
-    arrays.exact_div(8.0, 2, "prompts over devices")
+    arrays.exact_div(8.0, 2, 'prompts over devices')
 
 
 def test_length_mask_and_last_valid_index_are_inverse():
@@ -112,11 +110,11 @@ def test_length_mask_and_last_valid_index_are_inverse():
 
 def test_checks_name_what_is_wrong():
   x = jnp.zeros((2, 3))
-  with pytest.raises(TypeError, match="rewards must be float32, got int32"):
+  with pytest.raises(TypeError, match='rewards must be float32, got int32'):
     arrays.check_float(scores=x, rewards=jnp.zeros(3, jnp.int32))
-  with pytest.raises(TypeError, match="mask must be bool, got float32"):
+  with pytest.raises(TypeError, match='mask must be bool, got float32'):
     arrays.masked_sum(x, x)
-  with pytest.raises(ValueError, match=r"x \(2, 3\), mask \(3,\)"):
+  with pytest.raises(ValueError, match=r'x \(2, 3\), mask \(3,\)'):
     arrays.masked_sum(x, jnp.ones(3, bool))
-  with pytest.raises(ValueError, match=r"x must have 1 axes, got shape \(2, 3\)"):
+  with pytest.raises(ValueError, match=r'x must have 1 axes, got shape \(2, 3\)'):
     arrays.check_rank(1, x=x)

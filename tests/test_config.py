@@ -119,15 +119,15 @@ def test_check_fields():
   c.check_fields(level, 'lr', where='stages.sft', durations=('total',))
   with pytest.raises(ValueError, match=r"stages.sft: unknown field 'lr' \(did you mean 'lrs'\?\)"):
     c.check_fields(level, 'lrs', where='stages.sft', durations=('total',))
-  with pytest.raises(ValueError, match='stages.sft: missing fields: seed, warmup_steps|warmup_ep'):
+  with pytest.raises(ValueError, match=r'missing fields: seed, warmup_steps\|warmup_epochs\|'):
     c.check_fields(level, 'lr', 'seed', where='stages.sft', durations=('total', 'warmup'))
 
 
 def test_require_divides_names_both_numbers_and_the_nearest():
   assert c.require_divides(8, 32, number_name='batch_size', divisor_name='devices') == 4
-  with pytest.raises(ValueError, match='batch_size 30 .* devices 8; nearest that work: 24, 32'):
+  with pytest.raises(ValueError, match=r'batch_size 30 .* devices 8; nearest that work: 24, 32'):
     c.require_divides(8, 30, number_name='batch_size', divisor_name='devices')
-  with pytest.raises(ValueError, match='nearest that work: 8$'):
+  with pytest.raises(ValueError, match=r'nearest that work: 8$'):
     c.require_divides(8, 3, number_name='batch_size', divisor_name='devices')
 
 
@@ -135,7 +135,7 @@ def test_require_range_and_choice():
   c.require_range('gamma', 1.0, 0.0, 1.0)
   c.require_range('scale', 5.0, 0.0)
   for value in (-0.1, 1.1, math.nan):
-    with pytest.raises(ValueError, match='gamma is .*from 0.0 to 1.0'):
+    with pytest.raises(ValueError, match=r'gamma is .*from 0.0 to 1.0'):
       c.require_range('gamma', value, 0.0, 1.0)
   c.require_choice('unit', 'step', ('step', 'update'))
   with pytest.raises(ValueError, match="unit is 'epoch'; it must be one of 'step', 'update'"):
@@ -195,7 +195,7 @@ def test_fields_that_may_change(pattern):
 
 def test_require_same_config_lists_what_differs():
   c.require_same_config(_config(), _config(), where='runs/a')
-  with pytest.raises(ValueError, match='runs/a holds a run of another config:\n  lr: 0.5 there, 0.2'):
+  with pytest.raises(ValueError, match=r'runs/a holds .* another config:\s+lr: 0\.5 there, 0\.2'):
     c.require_same_config(_config(), _config(lr=0.2), where='runs/a')
   many = {f'x{i:02d}': i for i in range(30)}
   with pytest.raises(ValueError, match='and 20 more'):

@@ -77,8 +77,12 @@ def test_a_new_run_starts_empty(tmp_path):
 def test_tensorboard_events_of_dropped_steps_are_purged(tmp_path, monkeypatch):
   events = []
   add_event = EventFileWriter.add_event
-  monkeypatch.setattr(
-    EventFileWriter, 'add_event', lambda self, event: (events.append(event), add_event(self, event)))
+
+  def record(self, event):
+    events.append(event)
+    add_event(self, event)
+
+  monkeypatch.setattr(EventFileWriter, 'add_event', record)
   with _writer(tmp_path, tensorboard=True) as writer:
     writer.write(1, 'train', {'a': 1.0, 'nothing': math.nan})
   with _writer(tmp_path, resume_step=1, tensorboard=True) as writer:

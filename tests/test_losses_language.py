@@ -8,10 +8,10 @@ from checking import assert_close, check_finite, check_total, load, normal
 
 from instructjax.losses import language
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
+pytestmark = pytest.mark.usefixtures('strict_ranks')
 
 WEIGHT = np.array(
-    [[0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0.25, 0.25, 0.25, 0.25, 0], [0] * 6], np.float32
+  [[0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 0.25, 0.25, 0.25, 0.25, 0], [0] * 6], np.float32
 )
 
 
@@ -26,14 +26,14 @@ def check_z_loss_total(module):
 
 
 CHECKS = {
-    "losses.language.cross_entropy_total": check_cross_entropy_total,
-    "losses.language.z_loss_total": check_z_loss_total,
+  'losses.language.cross_entropy_total': check_cross_entropy_total,
+  'losses.language.z_loss_total': check_z_loss_total,
 }
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize('name', CHECKS)
 def test_parity_with_the_reference(name):
-  CHECKS[name](load(name.rpartition(".")[0]))
+  CHECKS[name](load(name.rpartition('.')[0]))
 
 
 def test_hand_computed_loss_on_three_tokens():
@@ -57,7 +57,7 @@ def test_one_over_length_is_the_mean_of_the_responses_means():
   assert_close(per_response, -(logprobs[0, :2].mean() + logprobs[1].mean()) / 2)
 
 
-@pytest.mark.parametrize("size", [1e4, -1e4, 0.0])
+@pytest.mark.parametrize('size', [1e4, -1e4, 0.0])
 def test_finite_far_away(size):
   x = jnp.array([size, -5.0], jnp.float32)
   check_finite(language.cross_entropy_total, x, jnp.ones(2))
@@ -70,7 +70,7 @@ def test_impossible_token_without_weight_is_harmless():
 
 
 def test_shapes_must_agree():
-  with pytest.raises(ValueError, match="logprobs"):
+  with pytest.raises(ValueError, match='logprobs'):
     language.cross_entropy_total(jnp.zeros((4, 1)), jnp.zeros(4))
-  with pytest.raises(ValueError, match="log_normalizers"):
+  with pytest.raises(ValueError, match='log_normalizers'):
     language.z_loss_total(jnp.zeros((4, 1)), jnp.zeros(4))

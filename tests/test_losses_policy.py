@@ -21,7 +21,7 @@ from instructjax.arrays import whiten
 from instructjax.losses import policy
 from instructjax.metrics import compute_metrics, merge_metrics
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
+pytestmark = pytest.mark.usefixtures('strict_ranks')
 
 MASK = ragged_mask([5, 1, 3, 0], 6)
 
@@ -51,39 +51,38 @@ def check_metrics(function, expected, arrays, **static):
 
 
 def check_clipped_surrogate_total(module):
-  for clip_range in (0.2, 0.5):
-    check_total(
-        module.clipped_surrogate_total,
-        reference.clipped_surrogate_total,
-        surrogate_example(),
-        (MASK,),
-        clip_range=clip_range,
-    )
+  check_total(
+    module.clipped_surrogate_total,
+    reference.clipped_surrogate_total,
+    surrogate_example(),
+    (MASK,),
+    clip_range=0.3,
+  )
 
 
 def check_surrogate_metrics(module):
   numbers = check_metrics(
-      module.surrogate_metrics, reference.surrogate_metrics, surrogate_example(), clip_range=0.2
+    module.surrogate_metrics, reference.surrogate_metrics, surrogate_example(), clip_range=0.2
   )
-  assert 0 < numbers["policy/clip_fraction"] < 1
+  assert 0 < numbers['policy/clip_fraction'] < 1
 
 
 def check_clipped_value_total(module):
-  for clip_range in (0.2, None, math.inf):
+  for clip_range in (0.2, None):
     check_total(
-        module.clipped_value_total,
-        reference.clipped_value_total,
-        value_example(),
-        (MASK,),
-        value_clip_range=clip_range,
+      module.clipped_value_total,
+      reference.clipped_value_total,
+      value_example(),
+      (MASK,),
+      value_clip_range=clip_range,
     )
 
 
 def check_value_metrics(module):
   numbers = check_metrics(
-      module.value_metrics, reference.value_metrics, value_example(), value_clip_range=0.2
+    module.value_metrics, reference.value_metrics, value_example(), value_clip_range=0.2
   )
-  assert 0 < numbers["value/clip_fraction"] < 1
+  assert 0 < numbers['value/clip_fraction'] < 1
 
 
 def check_explained_variance(module):
@@ -91,8 +90,8 @@ def check_explained_variance(module):
   numbers = compute_metrics(policy.value_metrics(values, old, returns, MASK, value_clip_range=0.2))
   expected = reference.explained_variance(values, returns, MASK)
   assert_close(module.explained_variance(numbers), expected)
-  constant = {"value/error": 1.0, "value/error_square": 2.0, "value/return": 3.0}
-  assert math.isnan(module.explained_variance({**constant, "value/return_square": 9.0}))
+  constant = {'value/error': 1.0, 'value/error_square': 2.0, 'value/return': 3.0}
+  assert math.isnan(module.explained_variance({**constant, 'value/return_square': 9.0}))
 
 
 def check_entropy_total(module):
@@ -101,18 +100,18 @@ def check_entropy_total(module):
 
 
 CHECKS = {
-    "losses.policy.clipped_surrogate_total": check_clipped_surrogate_total,
-    "losses.policy.surrogate_metrics": check_surrogate_metrics,
-    "losses.policy.clipped_value_total": check_clipped_value_total,
-    "losses.policy.value_metrics": check_value_metrics,
-    "losses.policy.explained_variance": check_explained_variance,
-    "losses.policy.entropy_total": check_entropy_total,
+  'losses.policy.clipped_surrogate_total': check_clipped_surrogate_total,
+  'losses.policy.surrogate_metrics': check_surrogate_metrics,
+  'losses.policy.clipped_value_total': check_clipped_value_total,
+  'losses.policy.value_metrics': check_value_metrics,
+  'losses.policy.explained_variance': check_explained_variance,
+  'losses.policy.entropy_total': check_entropy_total,
 }
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize('name', CHECKS)
 def test_parity_with_the_reference(name):
-  CHECKS[name](load(name.rpartition(".")[0]))
+  CHECKS[name](load(name.rpartition('.')[0]))
 
 
 def surrogate(ratio, advantage, clip_range=0.2):
@@ -122,7 +121,7 @@ def surrogate(ratio, advantage, clip_range=0.2):
   def total(log_ratio):
     zero = jnp.zeros((1, 1))
     return policy.clipped_surrogate_total(
-        zero + log_ratio, zero, zero + advantage, mask, clip_range=clip_range
+      zero + log_ratio, zero, zero + advantage, mask, clip_range=clip_range
     )
 
   value, gradient = jax.value_and_grad(total)(jnp.log(ratio))
@@ -130,15 +129,15 @@ def surrogate(ratio, advantage, clip_range=0.2):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "loss", "gradient"),
-    [
-        (1.1, 2.0, -2.2, -2.2),
-        (1.5, 2.0, -2.4, 0.0),   # good and already likelier: no more reward, no pull
-        (0.5, 2.0, -1.0, -1.0),  # good but made unlikely: full pull back
-        (1.5, -2.0, 3.0, 3.0),   # bad and made likelier: full pull back
-        (0.5, -2.0, 1.6, 0.0),   # bad and already unlikelier: no pull
-        (0.9, -2.0, 1.8, 1.8),
-    ],
+  ('ratio', 'advantage', 'loss', 'gradient'),
+  [
+    (1.1, 2.0, -2.2, -2.2),
+    (1.5, 2.0, -2.4, 0.0),  # good and already likelier: no more reward, no pull
+    (0.5, 2.0, -1.0, -1.0),  # good but made unlikely: full pull back
+    (1.5, -2.0, 3.0, 3.0),  # bad and made likelier: full pull back
+    (0.5, -2.0, 1.6, 0.0),  # bad and already unlikelier: no pull
+    (0.9, -2.0, 1.8, 1.8),
+  ],
 )
 def test_cases_of_the_clip(ratio, advantage, loss, gradient):
   value, slope = surrogate(ratio, advantage)
@@ -164,30 +163,36 @@ def test_infinite_clip_range_is_importance_sampling():
   assert_close(total, -np.sum((np.exp(new - old) * advantages)[MASK]))
 
 
+def test_infinite_value_clip_range_is_none():
+  infinite = policy.clipped_value_total(*value_example(), MASK, value_clip_range=math.inf)
+  none = policy.clipped_value_total(*value_example(), MASK, value_clip_range=None)
+  assert_close(infinite, none)
+
+
 def test_data_gets_no_gradient():
   new, old, advantages = surrogate_example()
   gradients = jax.grad(policy.clipped_surrogate_total, argnums=(1, 2))(
-      new, old, advantages, MASK, clip_range=0.2
+    new, old, advantages, MASK, clip_range=0.2
   )
   values, old_values, returns = value_example()
   gradients += jax.grad(policy.clipped_value_total, argnums=(1, 2))(
-      values, old_values, returns, MASK, value_clip_range=0.2
+    values, old_values, returns, MASK, value_clip_range=0.2
   )
   for gradient in gradients:
     assert np.all(gradient == 0)
 
 
 TOTALS = {
-    "surrogate": (
-        lambda *a: policy.clipped_surrogate_total(*a, clip_range=0.2),
-        surrogate_example,
-    ),
-    "value": (lambda *a: policy.clipped_value_total(*a, value_clip_range=0.2), value_example),
-    "entropy": (policy.entropy_total, lambda: (np.abs(normal(6, MASK.shape, MASK)),)),
+  'surrogate': (
+    lambda *a: policy.clipped_surrogate_total(*a, clip_range=0.2),
+    surrogate_example,
+  ),
+  'value': (lambda *a: policy.clipped_value_total(*a, value_clip_range=0.2), value_example),
+  'entropy': (policy.entropy_total, lambda: (np.abs(normal(6, MASK.shape, MASK)),)),
 }
 
 
-@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize('name', TOTALS)
 def test_mask_is_deletion_and_order_and_padding_do_not_count(name):
   total, example = TOTALS[name]
   arrays = example()
@@ -201,7 +206,7 @@ def test_mask_is_deletion_and_order_and_padding_do_not_count(name):
   assert_close(total(*padded, np.pad(MASK, more)), base)
 
 
-@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize('name', TOTALS)
 def test_microbatches_add_up(name):
   total, example = TOTALS[name]
   arrays = example()
@@ -209,8 +214,8 @@ def test_microbatches_add_up(name):
   assert_close(parts, total(*arrays, MASK))
 
 
-@pytest.mark.parametrize("size", [1e4, -1e4])
-@pytest.mark.parametrize("advantage", [1.0, -1.0, 1e4, -1e4, 0.0])
+@pytest.mark.parametrize('size', [1e4, -1e4])
+@pytest.mark.parametrize('advantage', [1.0, -1.0, 1e4, -1e4, 0.0])
 def test_surrogate_is_finite_far_away(size, advantage):
   ones = jnp.ones((2, 2))
   mask = jnp.array([[True, True], [True, False]])
@@ -222,19 +227,22 @@ def test_surrogate_is_finite_far_away(size, advantage):
 
 def test_ratio_beyond_the_cap_still_pulls_back():
   gradient = jax.grad(policy.clipped_surrogate_total)(
-      jnp.full((1, 1), 50.0), jnp.zeros((1, 1)), -jnp.ones((1, 1)), jnp.ones((1, 1), bool),
-      clip_range=0.2,
+    jnp.full((1, 1), 50.0),
+    jnp.zeros((1, 1)),
+    -jnp.ones((1, 1)),
+    jnp.ones((1, 1), bool),
+    clip_range=0.2,
   )
   assert gradient[0, 0] > 0
 
 
-@pytest.mark.parametrize("size", [1e4, -1e4])
+@pytest.mark.parametrize('size', [1e4, -1e4])
 def test_value_loss_is_finite_far_away(size):
   ones, mask = jnp.ones((2, 2)), jnp.ones((2, 2), bool)
   arrays = (size * ones, 0 * ones, -size * ones, mask)
   for clip_range in (0.2, None):
     check_finite(
-        lambda *a, c=clip_range: policy.clipped_value_total(*a, value_clip_range=c), *arrays
+      lambda *a, c=clip_range: policy.clipped_value_total(*a, value_clip_range=c), *arrays
     )
 
 
@@ -252,32 +260,30 @@ def test_metrics_of_microbatches_merge_to_those_of_the_batch():
   values = value_example()
   whole = policy.value_metrics(*values, MASK, value_clip_range=0.2)
   parts = [
-      policy.value_metrics(*(x[p] for x in values), MASK[p], value_clip_range=0.2)
-      for p in (slice(0, 1), slice(1, 4))
+    policy.value_metrics(*(x[p] for x in values), MASK[p], value_clip_range=0.2)
+    for p in (slice(0, 1), slice(1, 4))
   ]
   merged = compute_metrics(merge_metrics(*parts))
   for name, number in compute_metrics(whole).items():
     assert_close(merged[name], number)
-  assert_close(
-      policy.explained_variance(merged), policy.explained_variance(compute_metrics(whole))
-  )
+  assert_close(policy.explained_variance(merged), policy.explained_variance(compute_metrics(whole)))
 
 
 def test_metrics_of_nothing():
   arrays = [x[3:] for x in surrogate_example()]
   metrics = policy.surrogate_metrics(*arrays, MASK[3:], clip_range=0.2)
-  assert metrics["policy/ratio_max"].value == -np.inf
-  assert metrics["policy/ratio_min"].value == np.inf
-  assert np.isnan(compute_metrics(metrics)["policy/clip_fraction"])
+  assert metrics['policy/ratio_max'].value == -np.inf
+  assert metrics['policy/ratio_min'].value == np.inf
+  assert np.isnan(compute_metrics(metrics)['policy/clip_fraction'])
 
 
 def test_errors():
   new, old, advantages = surrogate_example()
-  with pytest.raises(ValueError, match="clip_range must be positive"):
+  with pytest.raises(ValueError, match='clip_range must be positive'):
     policy.clipped_surrogate_total(new, old, advantages, MASK, clip_range=0.0)
-  with pytest.raises(ValueError, match="value_clip_range must be positive"):
+  with pytest.raises(ValueError, match='value_clip_range must be positive'):
     policy.clipped_value_total(new, old, advantages, MASK, value_clip_range=-1)
-  with pytest.raises(ValueError, match="advantages"):
+  with pytest.raises(ValueError, match='advantages'):
     policy.clipped_surrogate_total(new, old, advantages[:, :1], MASK, clip_range=0.2)
-  with pytest.raises(TypeError, match="mask must be bool"):
+  with pytest.raises(TypeError, match='mask must be bool'):
     policy.clipped_surrogate_total(new, old, advantages, MASK.astype(np.float32), clip_range=0.2)

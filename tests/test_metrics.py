@@ -12,10 +12,10 @@ from instructjax.metrics import Last, Max, Mean, Min
 
 def measure(x, mask, rate):
   return {
-      "mean": Mean.of(x, mask),
-      "max": Max(jnp.max(x, where=mask, initial=-jnp.inf)),
-      "min": Min(jnp.min(x, where=mask, initial=jnp.inf)),
-      "last": Last(rate),
+    'mean': Mean.of(x, mask),
+    'max': Max(jnp.max(x, where=mask, initial=-jnp.inf)),
+    'min': Min(jnp.min(x, where=mask, initial=jnp.inf)),
+    'last': Last(rate),
   }
 
 
@@ -26,7 +26,7 @@ def batches():
 
 def expected(x, masks):
   kept = x[masks].astype(np.float64)
-  return {"mean": kept.mean(), "max": kept.max(), "min": kept.min(), "last": 0.3}
+  return {'mean': kept.mean(), 'max': kept.max(), 'min': kept.min(), 'last': 0.3}
 
 
 def test_merged_metrics_are_those_of_everything():
@@ -41,7 +41,7 @@ def test_merged_metrics_are_those_of_everything():
     assert found[name].dtype == jnp.float32
     assert_close(found[name], wanted[name])
   # The mean of the three means is another number.
-  assert abs(np.mean([x[i][masks[i]].mean() for i in range(3)]) - wanted["mean"]) > 0.01
+  assert abs(np.mean([x[i][masks[i]].mean() for i in range(3)]) - wanted['mean']) > 0.01
 
 
 def test_metrics_pass_through_scan_and_jit():
@@ -73,7 +73,7 @@ def test_mean_of_takes_masks_weights_and_any_dtype():
   assert Mean.of(jnp.array([True, False]), jnp.array([3.0, 1.0])).compute() == 0.75
   assert Mean.of(jnp.array([np.nan, 2.0]), jnp.array([0.0, 0.5])).compute() == 2.0
   assert np.isnan(Mean.of(jnp.array([np.nan, 2.0]), jnp.array([1.0, 0.5])).compute())
-  with pytest.raises(ValueError, match="one shape"):
+  with pytest.raises(ValueError, match='one shape'):
     Mean.of(jnp.ones((3, 1)), jnp.ones(3))
 
 
@@ -88,8 +88,8 @@ def test_extremes_let_nan_through():
 
 
 def test_merging_keeps_what_one_side_has_and_refuses_two_reductions():
-  one, two = {"a": Mean(1.0, 1.0)}, {"b": Last(2.0)}
+  one, two = {'a': Mean(1.0, 1.0)}, {'b': Last(2.0)}
   assert metrics.merge_metrics(one, two) == {**one, **two}
-  assert one == {"a": Mean(1.0, 1.0)}
+  assert one == {'a': Mean(1.0, 1.0)}
   with pytest.raises(TypeError, match="'a' is reduced in two ways: Mean and Max"):
-    metrics.merge_metrics(one, {"a": Max(1.0)})
+    metrics.merge_metrics(one, {'a': Max(1.0)})

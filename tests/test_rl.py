@@ -19,17 +19,18 @@ from checking import (
 
 from instructjax.rl import advantages, kl, rewards
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
+pytestmark = pytest.mark.usefixtures('strict_ranks')
 
 MASK = ragged_mask([6, 1, 4, 0, 5], 6)
 
 
 def check_gae(module):
   arrays = (normal(0, MASK.shape, MASK), normal(1, MASK.shape, MASK))
+  run = jax.jit(lambda r, v, m, g, l: module.gae(r, v, m, gamma=g, gae_lambda=l))
   for gamma, gae_lambda in ((1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.8, 0.0)):
-    numbers = {"gamma": gamma, "gae_lambda": gae_lambda}
-    found = jax.jit(lambda r, v, m, n=numbers: module.gae(r, v, m, **n))(*arrays, MASK)
-    for actual, expected in zip(found, reference.gae(*arrays, MASK, **numbers), strict=True):
+    found = run(*arrays, MASK, gamma, gae_lambda)
+    wanted = reference.gae(*arrays, MASK, gamma=gamma, gae_lambda=gae_lambda)
+    for actual, expected in zip(found, wanted, strict=True):
       assert actual.dtype == jnp.float32
       assert_close(actual, expected)
   refuses_integers(module.gae, arrays, (MASK,), gamma=1.0, gae_lambda=0.95)
@@ -55,14 +56,12 @@ def check_exact_kl(module):
 
 def check_kl_loss_total(module):
   arrays = (-np.abs(normal(6, MASK.shape, MASK)), -np.abs(normal(7, MASK.shape, MASK)))
-  for estimator in ("k2", "k3"):
-    check_total(
-        module.kl_loss_total, reference.kl_loss_total, arrays, (MASK,), estimator=estimator
-    )
+  for estimator in ('k2', 'k3'):
+    check_total(module.kl_loss_total, reference.kl_loss_total, arrays, (MASK,), estimator=estimator)
 
 
 def check_adaptive_kl_coef(module):
-  numbers = {"target": 6.0, "horizon": 10_000.0, "episodes": 512.0}
+  numbers = {'target': 6.0, 'horizon': 10_000.0, 'episodes': 512.0}
   run = jax.jit(lambda coef, observed: module.adaptive_kl_coef(coef, observed, **numbers))
   for observed in (0.0, 5.5, 6.0, 6.5, 60.0):
     # In float32 a step of 1 % must be seen, not only the coefficient.
@@ -72,10 +71,10 @@ def check_adaptive_kl_coef(module):
 
 
 SHAPINGS = (
-    {"clip": None, "missing_end_penalty": 0.0, "missing_end_score": None},
-    {"clip": 1.5, "missing_end_penalty": 0.7, "missing_end_score": None},
-    {"clip": 1.5, "missing_end_penalty": 0.0, "missing_end_score": -1.0},
-    {"clip": 1.5, "missing_end_penalty": 0.0, "missing_end_score": 0.0},
+  {'clip': None, 'missing_end_penalty': 0.0, 'missing_end_score': None},
+  {'clip': 1.5, 'missing_end_penalty': 0.7, 'missing_end_score': None},
+  {'clip': 1.5, 'missing_end_penalty': 0.0, 'missing_end_score': -1.0},
+  {'clip': 1.5, 'missing_end_penalty': 0.0, 'missing_end_score': 0.0},
 )
 
 
@@ -83,7 +82,7 @@ def check_shape_scores(module):
   scores = normal(8, (12,), scale=2.0)
   ended = np.arange(12) % 3 > 0
   for options in SHAPINGS:
-    numbers = {"bias": 0.4, "scale": 1.7, **options}
+    numbers = {'bias': 0.4, 'scale': 1.7, **options}
     found = jax.jit(lambda s, e, n=numbers: module.shape_scores(s, e, **n))(scores, ended)
     assert found.dtype == jnp.float32
     assert_close(found, reference.shape_scores(scores, ended, **numbers))
@@ -103,28 +102,28 @@ def check_token_rewards(module):
 def check_whiten_rewards(module):
   array = 3 + normal(12, MASK.shape, MASK)
   assert_close(jax.jit(module.whiten_rewards)(array, MASK), reference.whiten_rewards(array, MASK))
-  with pytest.raises(ValueError, match="length"):
+  with pytest.raises(ValueError, match='length'):
     module.whiten_rewards(array, MASK, centre=True)
   refuses_integers(module.whiten_rewards, (array,), (MASK,))
 
 
 CHECKS = {
-    "rl.advantages.gae": check_gae,
-    "rl.kl.k1": check_estimator("k1"),
-    "rl.kl.k2": check_estimator("k2"),
-    "rl.kl.k3": check_estimator("k3"),
-    "rl.kl.exact_kl": check_exact_kl,
-    "rl.kl.kl_loss_total": check_kl_loss_total,
-    "rl.kl.adaptive_kl_coef": check_adaptive_kl_coef,
-    "rl.rewards.shape_scores": check_shape_scores,
-    "rl.rewards.token_rewards": check_token_rewards,
-    "rl.rewards.whiten_rewards": check_whiten_rewards,
+  'rl.advantages.gae': check_gae,
+  'rl.kl.k1': check_estimator('k1'),
+  'rl.kl.k2': check_estimator('k2'),
+  'rl.kl.k3': check_estimator('k3'),
+  'rl.kl.exact_kl': check_exact_kl,
+  'rl.kl.kl_loss_total': check_kl_loss_total,
+  'rl.kl.adaptive_kl_coef': check_adaptive_kl_coef,
+  'rl.rewards.shape_scores': check_shape_scores,
+  'rl.rewards.token_rewards': check_token_rewards,
+  'rl.rewards.whiten_rewards': check_whiten_rewards,
 }
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize('name', CHECKS)
 def test_parity_with_the_reference(name):
-  CHECKS[name](load(name.rpartition(".")[0]))
+  CHECKS[name](load(name.rpartition('.')[0]))
 
 
 # --- advantages -----------------------------------------------------------------------------------
@@ -169,12 +168,12 @@ def test_exact_values_leave_no_advantage():
 
 def test_gae_does_not_see_padding_or_other_episodes():
   reward, value = episodes()
-  numbers = {"gamma": 1.0, "gae_lambda": 0.95}
+  numbers = {'gamma': 1.0, 'gae_lambda': 0.95}
   base = advantages.gae(reward, value, MASK, **numbers)
   more = [(0, 1), (0, 4)]
-  nans = {"constant_values": np.nan}
+  nans = {'constant_values': np.nan}
   padded = advantages.gae(
-      np.pad(reward, more, **nans), np.pad(value, more, **nans), np.pad(MASK, more), **numbers
+    np.pad(reward, more, **nans), np.pad(value, more, **nans), np.pad(MASK, more), **numbers
   )
   order = np.array([4, 2, 0, 1, 3])
   moved = advantages.gae(reward[order], value[order], MASK[order], **numbers)
@@ -264,18 +263,20 @@ def test_kl_loss_totals_have_the_gradient_that_they_state():
   # Every token as often as the policy draws it: here weights 1/4, 1/2, 1/4.
   logits, tokens = jnp.log(jnp.array([0.25, 0.5, 0.25])), np.array([0, 1, 1, 2])
   log_q = jax.nn.log_softmax(log_q[:3])
-  for i, estimator in enumerate(("k2", "k3")):
+  for i, estimator in enumerate(('k2', 'k3')):
+
     def loss(x, estimator=estimator):
       return kl.kl_loss_total(
-          jax.nn.log_softmax(x)[tokens][None],
-          log_q[tokens][None],
-          jnp.ones((1, 4), bool),
-          estimator=estimator,
+        jax.nn.log_softmax(x)[tokens][None],
+        log_q[tokens][None],
+        jnp.ones((1, 4), bool),
+        estimator=estimator,
       )
+
     expected = jax.grad(lambda x, i=i: both_kl(x, log_q)[i])(logits)
     assert_close(jax.grad(loss)(logits) / 4, expected)
-  with pytest.raises(ValueError, match="inside the reward"):
-    kl.kl_loss_total(jnp.zeros((1, 1)), jnp.zeros((1, 1)), MASK[:1, :1], estimator="k1")
+  with pytest.raises(ValueError, match='inside the reward'):
+    kl.kl_loss_total(jnp.zeros((1, 1)), jnp.zeros((1, 1)), MASK[:1, :1], estimator='k1')
 
 
 def test_kl_of_equal_policies_is_exactly_zero():
@@ -285,7 +286,7 @@ def test_kl_of_equal_policies_is_exactly_zero():
   assert kl.exact_kl(log_q, log_q) == 0
 
 
-@pytest.mark.parametrize("size", [1e4, -1e4])
+@pytest.mark.parametrize('size', [1e4, -1e4])
 def test_kl_is_finite_far_away(size):
   x = jnp.array([[size, 0.0]])
   for estimator in (kl.k1, kl.k2, kl.k3):
@@ -296,14 +297,14 @@ def test_kl_is_finite_far_away(size):
 
 
 def test_adaptive_coefficient_moves_the_right_way():
-  numbers = {"target": 6.0, "horizon": 10_000, "episodes": 512}
+  numbers = {'target': 6.0, 'horizon': 10_000, 'episodes': 512}
   assert kl.adaptive_kl_coef(0.15, 12.0, **numbers) > 0.15
   assert kl.adaptive_kl_coef(0.15, 1.0, **numbers) < 0.15
   assert_close(kl.adaptive_kl_coef(0.15, 6.0, **numbers), 0.15)
   # The error is clipped at 0.2: 0.15 (1 + 0.2 * 512 / 10,000).
   assert_close(kl.adaptive_kl_coef(0.15, 1e6, **numbers), 0.15 * 1.010_24, tolerance=1e-7)
-  with pytest.raises(ValueError, match="target must be positive"):
-    kl.adaptive_kl_coef(0.15, 6.0, **{**numbers, "target": 0})
+  with pytest.raises(ValueError, match='target must be positive'):
+    kl.adaptive_kl_coef(0.15, 6.0, **{**numbers, 'target': 0})
 
 
 # --- rewards --------------------------------------------------------------------------------------
@@ -327,9 +328,9 @@ def test_a_response_sums_to_score_minus_its_log_ratio():
 def test_rewards_do_not_see_padding_and_carry_no_gradient():
   scores, new, ref = normal(9, (5,)), normal(10, MASK.shape, MASK), normal(11, MASK.shape, MASK)
   base = rewards.token_rewards(scores, new, ref, MASK, 0.3)
-  more, nans = [(0, 0), (0, 3)], {"constant_values": np.nan}
+  more, nans = [(0, 0), (0, 3)], {'constant_values': np.nan}
   padded = rewards.token_rewards(
-      scores, np.pad(new, more, **nans), np.pad(ref, more, **nans), np.pad(MASK, more), 0.3
+    scores, np.pad(new, more, **nans), np.pad(ref, more, **nans), np.pad(MASK, more), 0.3
   )
   assert_close(padded[:, :6], base)
   assert np.all(padded[:, 6:] == 0)
@@ -338,35 +339,35 @@ def test_rewards_do_not_see_padding_and_carry_no_gradient():
 
 
 def test_shaping_order_is_bias_scale_clip_penalty():
-  numbers = {"bias": 1.0, "scale": 2.0, "clip": 5.0}
+  numbers = {'bias': 1.0, 'scale': 2.0, 'clip': 5.0}
   ended = np.array([True, False])
   scores = jnp.array([11.0, 11.0])
   penal = rewards.shape_scores(
-      scores, ended, **numbers, missing_end_penalty=3.0, missing_end_score=None
+    scores, ended, **numbers, missing_end_penalty=3.0, missing_end_score=None
   )
   assert_close(penal, [5.0, 2.0])
   constant = rewards.shape_scores(
-      scores, ended, **numbers, missing_end_penalty=0.0, missing_end_score=-1.0
+    scores, ended, **numbers, missing_end_penalty=0.0, missing_end_score=-1.0
   )
   assert_close(constant, [5.0, -1.0])
 
 
 def test_shaping_errors():
-  numbers = {"bias": 0.0, "scale": 1.0, "clip": None}
+  numbers = {'bias': 0.0, 'scale': 1.0, 'clip': None}
   scores, ended = jnp.zeros(2), jnp.ones(2, bool)
-  with pytest.raises(ValueError, match="exclude each other"):
+  with pytest.raises(ValueError, match='exclude each other'):
     rewards.shape_scores(scores, ended, **numbers, missing_end_penalty=1.0, missing_end_score=-1.0)
-  with pytest.raises(ValueError, match="at least 0"):
+  with pytest.raises(ValueError, match='at least 0'):
     rewards.shape_scores(scores, ended, **numbers, missing_end_penalty=-1.0, missing_end_score=None)
-  with pytest.raises(ValueError, match="clip must be positive"):
+  with pytest.raises(ValueError, match='clip must be positive'):
     rewards.shape_scores(
-        scores, ended, **{**numbers, "clip": 0.0}, missing_end_penalty=0.0, missing_end_score=None
+      scores, ended, **{**numbers, 'clip': 0.0}, missing_end_penalty=0.0, missing_end_score=None
     )
-  with pytest.raises(TypeError, match="ended must be bool"):
+  with pytest.raises(TypeError, match='ended must be bool'):
     rewards.shape_scores(
-        scores, jnp.ones(2), **numbers, missing_end_penalty=0.0, missing_end_score=None
+      scores, jnp.ones(2), **numbers, missing_end_penalty=0.0, missing_end_score=None
     )
-  with pytest.raises(ValueError, match=r"scores must have shape \[N\]"):
+  with pytest.raises(ValueError, match=r'scores must have shape \[N\]'):
     rewards.token_rewards(scores[:, None], MASK * 1.0, MASK * 1.0, MASK, 0.1)
 
 

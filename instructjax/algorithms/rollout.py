@@ -86,10 +86,9 @@ def make_collect(
     raise ValueError('ppo needs at least one reward part: a reward model or a function')
   whole, split = sharding.batch_sharding(mesh, 0), sharding.batch_sharding(mesh, 1)
 
-  @jax.jit
-  def sample(params, prompts, key):
-    return jax.lax.with_sharding_constraint(
-      generation.generate(policy, params, prompts, key, sampling), whole)
+  sample = jax.jit(
+    lambda params, prompts, key: generation.generate(policy, params, prompts, key, sampling),
+    out_shardings=whole)
 
   def model_part(part: ModelReward):
     def score(params, prompts, samples):
@@ -104,7 +103,6 @@ def make_collect(
     total = sum(part.weight * part_scores[part.name] for part in parts)
     experience = ppo.score_samples(
       settings, policy, value, ref, params, ref_params, prompts, samples, total)
-    experience = jax.lax.with_sharding_constraint(experience, split)
     metrics = ppo.rollout_metrics(experience, samples, settings)
     for name, scores in part_scores.items():
       metrics[f'reward/{name}'] = Mean.of(scores, jnp.ones_like(scores))
@@ -112,7 +110,7 @@ def make_collect(
       return ppo.shape_episodes(settings, kl_coef, experience), metrics
     return experience, metrics
 
-  finish = jax.jit(finish)
+  finish = jax.jit(finish, out_shardings=(split, sharding.replicated(mesh)))
   model_scores = {p.name: model_part(p) for p in parts if isinstance(p, ModelReward)}
 
   def collect(params: Mapping, frozen: Mapping, extras: Mapping, batch: dict, key):

@@ -114,10 +114,10 @@ class MiniatureCorpus:
     return self.world.write(self._records[prompt.id], rng, labeler.carelessness)
 
   def rank(
-    self, prompt: Prompt, responses: list[str], rng: np.random.Generator
+    self, prompt: Prompt, responses: list[str], rng: np.random.Generator, labeler=None
   ) -> tuple[list[list[int]], str]:
     """A labeler's ranking of distinct responses, best group first, and the labeler's id."""
-    return self.world.label(self._records[prompt.id], responses, rng)
+    return self.world.label(self._records[prompt.id], responses, rng, labeler)
 
   def make_tokenizer(self, config, directory) -> Tokenizer:
     """One id a word."""

@@ -184,8 +184,8 @@ def prompt_tokens(
   A prompt must leave room for a full response within the context: P + R <= context.
   """
   if limits.prompt + limits.response > limits.context:
-    raise ValueError(f"prompt {limits.prompt} + response {limits.response} tokens are more than the "
-                     f"context {limits.context}: lower one, or use a longer context")
+    raise ValueError(f"prompt {limits.prompt} + response {limits.response} tokens are more than "
+                     f"the context {limits.context}: lower one, or use a longer context")
   tokens, kept = [], []
   for row in rows:
     trunk = limits.cut(encode_group(tokenizer, row.prompt, [])[0])

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Generic, Protocol, TypeVar
 
-import grain
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -56,17 +55,40 @@ def _check_step(step: int) -> None:
 
 
 class Shuffled:
-  """All items in an order that is new in every epoch; batches run across epoch borders."""
+  """All items in an order that is new in every epoch; batches run across epoch borders.
+
+  An epoch's order sorts the raw output of a counter-based generator, keyed by (seed, epoch): any
+  step is reached without the steps before it, and the order does not hang on a library version.
+  (grain's random-access shuffle is the same function, but took 0.8 ms an item for 100 items.)
+  """
 
   def __init__(self, n_items: int, seed: int):
     if n_items < 1:
       raise ValueError("no items to draw batches from: look into rejected.jsonl for why")
-    self.n_items = n_items
-    self._order = grain.MapDataset.range(n_items).seed(seed).shuffle().repeat()
+    if not 0 <= seed < 2**64:
+      raise ValueError(f"seed {seed} must be in [0, 2**64)")
+    self.n_items, self._seed = n_items, seed
+    self._epochs: dict[int, np.ndarray] = {}
+
+  def _epoch(self, epoch: int) -> Int[np.ndarray, "n"]:
+    order = self._epochs.get(epoch)
+    if order is None:
+      raw = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(self.n_items)
+      order = np.argsort(raw, kind="stable")
+      # A batch looks at two neighbouring epochs; older ones are made again if asked for. One
+      # assignment, since a prefetch thread may read at the same time.
+      self._epochs = {e: o for e, o in self._epochs.items() if abs(e - epoch) <= 1} | {epoch: order}
+    return order
 
   def span(self, start: int, count: int) -> Int[np.ndarray, "count"]:
     """Items at places `start .. start + count` of the endless sequence of epochs."""
-    return np.fromiter((self._order[i] for i in range(start, start + count)), np.int64, count)
+    pieces, end = [np.zeros(0, np.int64)], start + count
+    while start < end:
+      epoch, first = divmod(start, self.n_items)
+      last = min(first + end - start, self.n_items)
+      pieces.append(self._epoch(epoch)[first:last])
+      start += last - first
+    return np.concatenate(pieces)
 
   def indices(self, step: int, batch_size: int) -> Int[np.ndarray, "B"]:
     """Exactly `batch_size` items."""

@@ -72,7 +72,7 @@ def bootstrap_interval(
   level: float = 0.95,
   statistic: Callable[[np.ndarray], float] = np.mean,
 ) -> tuple[float, float, float]:
-  """Percentile bootstrap over the first axis (fact E02; Efron 1979).
+  """Percentile bootstrap over the first axis (Efron 1979).
 
   Args:
     per_prompt_values: One entry per prompt, any units; with more axes each row is resampled whole.

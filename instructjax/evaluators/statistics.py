@@ -24,6 +24,8 @@ from instructjax.evaluators.bootstrap import (
   ratio,
   resampled_means,
 )
+from instructjax.evaluators.bootstrap import bootstrap_interval as bootstrap_interval
+
 
 class CalibrationBin(NamedTuple):
   """One bin of a calibration curve: mean stated probability, observed rate, observations."""
@@ -51,7 +53,9 @@ def win_rate(
   resamples: int = 2000,
   level: float = 0.95,
 ) -> Interval:
-  """How often a response of model a is scored above one of model b for the same prompt (E01).
+  """How often a response of model a is scored above one of model b for the same prompt.
+
+  Ouyang et al. 2022, 3.6, with the judge a function of (prompt, response).
 
   Every sample of a meets every sample of b of its prompt, so no order of presentation enters, and a
   set of samples against itself gives exactly 1/2.
@@ -83,7 +87,7 @@ def win_rate(
 
 
 def likert_mean(ratings: Float[np.ndarray, "n s"], *, seed: int) -> Interval:
-  """Mean of 1-7 ratings, within a prompt, then over prompts (E03); others are refused."""
+  """Mean of 1-7 ratings, within a prompt, then over prompts; others are refused."""
   values = _per_prompt("ratings", ratings)
   if values.size and (values.min() < 1 or values.max() > 7):
     raise ValueError(
@@ -168,7 +172,7 @@ def noisy_accuracy(
   resamples: int = 2000,
   level: float = 0.95,
 ) -> Interval:
-  """Share of held-out labelled pairs ordered as the labeler did (R06), pooled over pairs.
+  """Share of held-out labelled pairs ordered as the labeler did, pooled over pairs.
 
   Label ties are dropped, equal predictions count 1/2. Called with the reward model's scores and
   again with the gold scores it judges both on the same pairs.
@@ -230,7 +234,7 @@ def labeler_agreement(
 def expected_calibration_error(
   probabilities: Float[np.ndarray, " n"], outcomes: Float[np.ndarray, " n"], bins: int = 10
 ) -> tuple[float, list[CalibrationBin]]:
-  """Mean over predictions of |stated probability - observed rate| of their bin (fact R04).
+  """Mean over predictions of |stated probability - observed rate| of their bin.
 
   The order in which a pair is presented must not depend on its label: with every pair written as
   (chosen, rejected) all outcomes are 1 and the number says nothing. `margin_calibration` takes
@@ -317,7 +321,7 @@ def unbiased_best_of_n(
 ) -> Float[np.ndarray, " p"]:
   """Expected value of the best of n samples, without bias, from N >= n samples a prompt.
 
-  WebGPT (Nakano et al. 2021, App. I; fact D6): with samples sorted ascending by selecting score,
+  WebGPT (Nakano et al. 2021, App. I): with samples sorted ascending by selecting score,
   sum_{i=n..N} C(i-1, n-1) / C(N, n) * value_i, by logarithms of binomials. Samples with equal
   selecting scores share their places (the value under a random choice among them).
 

@@ -12,8 +12,8 @@ from instructjax.arrays import check_float, check_same_shape
 
 
 def cross_entropy_total(
-    logprobs: Float[Array, "..."], weight: Float[Array, "..."]
-) -> Float[Array, ""]:
+  logprobs: Float[Array, '...'], weight: Float[Array, '...']
+) -> Float[Array, '']:
   """Weighted negative log-likelihood, -Σ weight_t log π(y_t | x, y_<t).
 
   Ouyang et al. 2022 (arXiv 2203.02155), section 3.5 (SFT), and the second term of equation 2.
@@ -36,8 +36,8 @@ def cross_entropy_total(
 
 
 def z_loss_total(
-    log_normalizers: Float[Array, "..."], weight: Float[Array, "..."]
-) -> Float[Array, ""]:
+  log_normalizers: Float[Array, '...'], weight: Float[Array, '...']
+) -> Float[Array, '']:
   """Weighted squares of log Z, Σ weight_t (log Z_t)^2, with Z = Σ_v exp(logit_v).
 
   Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), section 5: added with a coefficient of 1e-4 it

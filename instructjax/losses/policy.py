@@ -25,13 +25,13 @@ MAX_LOG_RATIO = 20.0
 
 
 def clipped_surrogate_total(
-    logprobs: Float[Array, "N R"],
-    old_logprobs: Float[Array, "N R"],
-    advantages: Float[Array, "N R"],
-    mask: Bool[Array, "N R"],
-    *,
-    clip_range: float,
-) -> Float[Array, ""]:
+  logprobs: Float[Array, 'N R'],
+  old_logprobs: Float[Array, 'N R'],
+  advantages: Float[Array, 'N R'],
+  mask: Bool[Array, 'N R'],
+  *,
+  clip_range: float,
+) -> Float[Array, '']:
   """Negative clipped surrogate objective of PPO, summed over tokens.
 
   Schulman et al. 2017 (arXiv 1707.06347), equation 7, with the sign of a loss:
@@ -60,12 +60,12 @@ def clipped_surrogate_total(
 
 
 def surrogate_metrics(
-    logprobs: Float[Array, "N R"],
-    old_logprobs: Float[Array, "N R"],
-    advantages: Float[Array, "N R"],
-    mask: Bool[Array, "N R"],
-    *,
-    clip_range: float,
+  logprobs: Float[Array, 'N R'],
+  old_logprobs: Float[Array, 'N R'],
+  advantages: Float[Array, 'N R'],
+  mask: Bool[Array, 'N R'],
+  *,
+  clip_range: float,
 ) -> dict[str, Metric]:
   """What `clipped_surrogate_total` did; same arguments, means over response tokens.
 
@@ -77,27 +77,25 @@ def surrogate_metrics(
     policy/ratio_max, policy/ratio_min: extremes of ρ; -inf and inf where no token counts.
     policy/ratio_variance: mean of (ρ - 1)^2.
   """
-  log_ratio, unclipped, clipped = _surrogates(
-      logprobs, old_logprobs, advantages, mask, clip_range
-  )
+  log_ratio, unclipped, clipped = _surrogates(logprobs, old_logprobs, advantages, mask, clip_range)
   ratio = jnp.exp(cap_value(log_ratio, MAX_LOG_RATIO))
   return {
-      "policy/clip_fraction": Mean.of(clipped < unclipped, mask),
-      "policy/approximate_kl": Mean.of(jnp.square(log_ratio) / 2, mask),
-      "policy/ratio_max": Max(jnp.max(ratio, where=mask, initial=-jnp.inf)),
-      "policy/ratio_min": Min(jnp.min(ratio, where=mask, initial=jnp.inf)),
-      "policy/ratio_variance": Mean.of(jnp.square(ratio - 1), mask),
+    'policy/clip_fraction': Mean.of(clipped < unclipped, mask),
+    'policy/approximate_kl': Mean.of(jnp.square(log_ratio) / 2, mask),
+    'policy/ratio_max': Max(jnp.max(ratio, where=mask, initial=-jnp.inf)),
+    'policy/ratio_min': Min(jnp.min(ratio, where=mask, initial=jnp.inf)),
+    'policy/ratio_variance': Mean.of(jnp.square(ratio - 1), mask),
   }
 
 
 def clipped_value_total(
-    values: Float[Array, "N R"],
-    old_values: Float[Array, "N R"],
-    returns: Float[Array, "N R"],
-    mask: Bool[Array, "N R"],
-    *,
-    value_clip_range: float | None,
-) -> Float[Array, ""]:
+  values: Float[Array, 'N R'],
+  old_values: Float[Array, 'N R'],
+  returns: Float[Array, 'N R'],
+  mask: Bool[Array, 'N R'],
+  *,
+  value_clip_range: float | None,
+) -> Float[Array, '']:
   """Clipped value loss, summed over tokens.
 
   lm-human-preferences, train_policy.py (Ziegler et al. 2019, arXiv 1909.08593):
@@ -124,12 +122,12 @@ def clipped_value_total(
 
 
 def value_metrics(
-    values: Float[Array, "N R"],
-    old_values: Float[Array, "N R"],
-    returns: Float[Array, "N R"],
-    mask: Bool[Array, "N R"],
-    *,
-    value_clip_range: float | None,
+  values: Float[Array, 'N R'],
+  old_values: Float[Array, 'N R'],
+  returns: Float[Array, 'N R'],
+  mask: Bool[Array, 'N R'],
+  *,
+  value_clip_range: float | None,
 ) -> dict[str, Metric]:
   """What `clipped_value_total` did; same arguments, means over response tokens.
 
@@ -142,11 +140,11 @@ def value_metrics(
   plain, clipped = _value_squares(values, old_values, returns, mask, value_clip_range)
   errors = returns - values
   return {
-      "value/clip_fraction": Mean.of(clipped > plain, mask),
-      "value/error": Mean.of(errors, mask),
-      "value/error_square": Mean.of(jnp.square(errors), mask),
-      "value/return": Mean.of(returns, mask),
-      "value/return_square": Mean.of(jnp.square(returns), mask),
+    'value/clip_fraction': Mean.of(clipped > plain, mask),
+    'value/error': Mean.of(errors, mask),
+    'value/error_square': Mean.of(jnp.square(errors), mask),
+    'value/return': Mean.of(returns, mask),
+    'value/return_square': Mean.of(jnp.square(returns), mask),
   }
 
 
@@ -156,7 +154,7 @@ def explained_variance(computed: dict[str, float]) -> float:
   1 is a perfect value function, 0 no better than a constant, negative worse. nan where the returns
   do not vary.
   """
-  named = ("value/error", "value/error_square", "value/return", "value/return_square")
+  named = ('value/error', 'value/error_square', 'value/return', 'value/return_square')
   error, error_square, mean, mean_square = (float(computed[name]) for name in named)
   variance = mean_square - mean**2
   if not variance > 0:
@@ -164,9 +162,7 @@ def explained_variance(computed: dict[str, float]) -> float:
   return 1 - (error_square - error**2) / variance
 
 
-def entropy_total(
-    entropies: Float[Array, "N R"], mask: Bool[Array, "N R"]
-) -> Float[Array, ""]:
+def entropy_total(entropies: Float[Array, 'N R'], mask: Bool[Array, 'N R']) -> Float[Array, '']:
   """Sum of the policy's entropies at response tokens, nats.
 
   A bonus for entropy is this total with a NEGATIVE coefficient in the loss. Ouyang et al. 2022 and
@@ -181,12 +177,11 @@ def entropy_total(
 
 
 def _surrogates(logprobs, old_logprobs, advantages, mask, clip_range):
-  """(log ρ, ρ A, clip(ρ) A), with 0 for log ρ and A where the mask is False."""
-  arrays = {"logprobs": logprobs, "old_logprobs": old_logprobs, "advantages": advantages}
+  """(log ρ, ρ A, clip(ρ) A); log ρ is 0 where the mask is False."""
+  arrays = {'logprobs': logprobs, 'old_logprobs': old_logprobs, 'advantages': advantages}
   _check(arrays, mask, clip_range=clip_range)
   old_logprobs, advantages = jax.lax.stop_gradient((old_logprobs, advantages))
   log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
-  advantages = jnp.where(mask, advantages, 0.0)
   ratio = jnp.exp(cap_value(log_ratio, MAX_LOG_RATIO))
   clipped = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)
   return log_ratio, ratio * advantages, clipped * advantages
@@ -194,7 +189,7 @@ def _surrogates(logprobs, old_logprobs, advantages, mask, clip_range):
 
 def _value_squares(values, old_values, returns, mask, value_clip_range):
   """((V - G)^2, (clip(V) - G)^2), 0 where the mask is False."""
-  arrays = {"values": values, "old_values": old_values, "returns": returns}
+  arrays = {'values': values, 'old_values': old_values, 'returns': returns}
   _check(arrays, mask, value_clip_range=value_clip_range)
   old_values, returns = jax.lax.stop_gradient((old_values, returns))
   values, old_values, returns = (jnp.where(mask, x, 0.0) for x in (values, old_values, returns))
@@ -211,4 +206,4 @@ def _check(arrays, mask, **clip):
   check_same_shape(**arrays, mask=mask)
   ((name, value),) = clip.items()
   if isinstance(value, int | float) and not value > 0:
-    raise ValueError(f"{name} must be positive, got {value}: math.inf means no clipping")
+    raise ValueError(f'{name} must be positive, got {value}: math.inf means no clipping')

@@ -14,17 +14,17 @@ from jaxtyping import Array, Bool, Float
 from instructjax.arrays import check_bool, check_float, check_rank, check_same_shape
 from instructjax.metrics import Mean, Metric
 
-PAIR_DIVISORS = ("kept", "all", "pair")
+PAIR_DIVISORS = ('kept', 'all', 'pair')
 
 
 def ranking_total(
-    scores: Float[Array, "G K"],
-    better: Float[Array, "G K K"],
-    margin: Float[Array, "G K K"] | None,
-    response_mask: Bool[Array, "G K"],
-    *,
-    pair_divisor: str,
-) -> Float[Array, ""]:
+  scores: Float[Array, 'G K'],
+  better: Float[Array, 'G K K'],
+  margin: Float[Array, 'G K K'] | None,
+  response_mask: Bool[Array, 'G K'],
+  *,
+  pair_divisor: str,
+) -> Float[Array, '']:
   """Pairwise ranking loss, summed over prompts.
 
   Equation 1 of Ouyang et al. 2022 (arXiv 2203.02155), with the margin of Touvron et al. 2023
@@ -70,9 +70,9 @@ def ranking_total(
   # -log σ(x) = softplus(-x): neither overflows nor rounds to 0 too early.
   per_prompt = jnp.sum(labels * jax.nn.softplus(-gap), axis=(1, 2))
   kept = jnp.sum(labels, axis=(1, 2))
-  if pair_divisor == "kept":
+  if pair_divisor == 'kept':
     divisor = kept
-  elif pair_divisor == "all":
+  elif pair_divisor == 'all':
     divisor = _possible_pairs(response_mask)
   else:
     divisor = jnp.ones_like(kept)
@@ -81,8 +81,8 @@ def ranking_total(
 
 
 def ranking_weight(
-    better: Float[Array, "G K K"], response_mask: Bool[Array, "G K"], *, pair_divisor: str
-) -> Float[Array, ""]:
+  better: Float[Array, 'G K K'], response_mask: Bool[Array, 'G K'], *, pair_divisor: str
+) -> Float[Array, '']:
   """The weight that belongs to `ranking_total`; its table says what is counted.
 
   It depends on labels and masks only, so it is known before the forward pass and may be summed
@@ -90,17 +90,17 @@ def ranking_weight(
   """
   _check_ranking(None, better, response_mask, pair_divisor)
   kept = jnp.sum(_labels(better, response_mask), axis=(1, 2))
-  if pair_divisor == "kept":
+  if pair_divisor == 'kept':
     return jnp.sum(kept > 0, dtype=jnp.float32)
-  if pair_divisor == "all":
+  if pair_divisor == 'all':
     return jnp.sum(_possible_pairs(response_mask) > 0, dtype=jnp.float32)
   return jnp.sum(kept)
 
 
 def ranking_counts(
-    scores: Float[Array, "G K"],
-    better: Float[Array, "G K K"],
-    response_mask: Bool[Array, "G K"],
+  scores: Float[Array, 'G K'],
+  better: Float[Array, 'G K K'],
+  response_mask: Bool[Array, 'G K'],
 ) -> dict[str, Metric]:
   """How well the scores order the labelled pairs; pooled over pairs, margins left out.
 
@@ -113,7 +113,7 @@ def ranking_counts(
     ranking/all_tie_prompts: share of the prompts with at least two responses that have no labelled
       pair (`total` is their number); they add nothing to the loss.
   """
-  _check_ranking(scores, better, response_mask, "pair")
+  _check_ranking(scores, better, response_mask, 'pair')
   labels = _labels(better, response_mask)
   gap = _gaps(scores, response_mask)
   right = jnp.where(gap > 0, 1.0, jnp.where(gap == 0, 0.5, 0.0))
@@ -121,24 +121,24 @@ def ranking_counts(
   pairs = jnp.sum(either_way, axis=(1, 2), dtype=jnp.float32) / 2
   comparable = _possible_pairs(response_mask) > 0
   return {
-      "ranking/accuracy": Mean.of(right, labels),
-      "ranking/log_loss": Mean.of(jax.nn.softplus(-gap), labels),
-      "ranking/pairs_per_prompt": Mean.of(pairs, comparable),
-      "ranking/all_tie_prompts": Mean.of(pairs == 0, comparable),
+    'ranking/accuracy': Mean.of(right, labels),
+    'ranking/log_loss': Mean.of(jax.nn.softplus(-gap), labels),
+    'ranking/pairs_per_prompt': Mean.of(pairs, comparable),
+    'ranking/all_tie_prompts': Mean.of(pairs == 0, comparable),
   }
 
 
 def _check_ranking(scores, better, response_mask, pair_divisor):
   if pair_divisor not in PAIR_DIVISORS:
-    raise ValueError(f"pair_divisor must be one of {PAIR_DIVISORS}, got {pair_divisor!r}")
+    raise ValueError(f'pair_divisor must be one of {PAIR_DIVISORS}, got {pair_divisor!r}')
   check_float(better=better)
   check_bool(response_mask=response_mask)
   check_rank(2, response_mask=response_mask)
   g, k = jnp.shape(response_mask)
   if jnp.shape(better) != (g, k, k):
     raise ValueError(
-        f"better must have shape [G, K, K] = {(g, k, k)} for response_mask {(g, k)}, "
-        f"got {jnp.shape(better)}"
+      f'better must have shape [G, K, K] = {(g, k, k)} for response_mask {(g, k)}, '
+      f'got {jnp.shape(better)}'
     )
   if scores is not None:
     check_float(scores=scores)

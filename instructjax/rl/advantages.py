@@ -8,13 +8,13 @@ from instructjax.arrays import check_bool, check_float, check_rank, check_same_s
 
 
 def gae(
-    rewards: Float[Array, "N R"],
-    values: Float[Array, "N R"],
-    mask: Bool[Array, "N R"],
-    *,
-    gamma: float,
-    gae_lambda: float,
-) -> tuple[Float[Array, "N R"], Float[Array, "N R"]]:
+  rewards: Float[Array, 'N R'],
+  values: Float[Array, 'N R'],
+  mask: Bool[Array, 'N R'],
+  *,
+  gamma: float,
+  gae_lambda: float,
+) -> tuple[Float[Array, 'N R'], Float[Array, 'N R']]:
   """Advantages and returns of whole episodes.
 
   Schulman et al. 2016 (arXiv 1506.02438), equation 16 as a recursion:
@@ -43,9 +43,9 @@ def gae(
   check_bool(mask=mask)
   check_rank(2, rewards=rewards)
   check_same_shape(rewards=rewards, values=values, mask=mask)
-  for name, number in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+  for name, number in (('gamma', gamma), ('gae_lambda', gae_lambda)):
     if isinstance(number, int | float) and not 0 <= number <= 1:
-      raise ValueError(f"{name} must be in [0, 1], got {number}")
+      raise ValueError(f'{name} must be in [0, 1], got {number}')
   rewards, values = jax.lax.stop_gradient((rewards, values))
   rewards = jnp.where(mask, rewards, 0.0)
   values = jnp.where(mask, values, 0.0)

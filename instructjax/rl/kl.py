@@ -5,17 +5,16 @@ u = log policy(y) - log ref(y). The estimators are k1 = u, k2 = u^2 / 2, k3 = ex
 (Schulman 2020, "Approximating KL divergence"). k1 and k3 are unbiased, k2 is biased and low in
 variance, k2 and k3 are never negative. That is about their VALUE. What they teach is another thing:
 
-| used as                          | k1                        | k2            | k3                |
-|----------------------------------|---------------------------|---------------|-------------------|
-| a constant inside the reward     | grad KL(policy, ref)      | second order  | grad KL(pi, ref)  |
-|                                  |                           | in u: nearly  | - grad KL(ref, pi)|
-|                                  |                           | nothing       | : nearly nothing  |
-| a differentiable loss, y policy's| 0                         | grad KL(pi,   | grad KL(ref, pi), |
-|                                  |                           | ref)          | the other KL      |
+| expected gradient      | k1                   | k2              | k3                             |
+|------------------------|----------------------|-----------------|--------------------------------|
+| constant in the reward | of KL(policy, ref)   | second order    | of KL(policy, ref) minus that  |
+|                        |                      | near the ref    | of KL(ref, policy): likewise   |
+| differentiable loss    | 0                    | of KL(policy,   | of KL(ref, policy), the other  |
+|                        |                      | ref)            | divergence                     |
 
-(expectations, for tokens drawn from the policy that is differentiated; tests enumerate them). So
-the penalty inside the reward is k1, and a loss term is k2 or the exact KL. A loss term sums tokens
-and holds the earlier tokens fixed: unlike the reward it does not teach the policy to avoid prefixes
+(for tokens drawn from the policy that is differentiated; tests enumerate them). So the
+penalty inside the reward is k1, and a loss term is k2 or the exact KL. A loss term sums tokens and
+holds the earlier tokens fixed: unlike the reward it does not teach the policy to avoid prefixes
 after which the KL is large.
 """
 
@@ -35,9 +34,7 @@ from instructjax.arrays import (
 MAX_LOG_RATIO = 20.0
 
 
-def k1(
-    logprobs: Float[Array, "..."], ref_logprobs: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def k1(logprobs: Float[Array, '...'], ref_logprobs: Float[Array, '...']) -> Float[Array, '...']:
   """u = logprobs - ref_logprobs. Unbiased for KL(policy, ref), may be negative.
 
   Summed over a response it is log policy(y|x) - log ref(y|x). It is the penalty of equation 2 of
@@ -47,9 +44,7 @@ def k1(
   return _log_ratio(logprobs, ref_logprobs)
 
 
-def k2(
-    logprobs: Float[Array, "..."], ref_logprobs: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def k2(logprobs: Float[Array, '...'], ref_logprobs: Float[Array, '...']) -> Float[Array, '...']:
   """u^2 / 2. Biased for KL(policy, ref) (the error is third order in u), never negative.
 
   As a differentiable loss on tokens of the policy its expected gradient is exactly that of
@@ -58,9 +53,7 @@ def k2(
   return jnp.square(_log_ratio(logprobs, ref_logprobs)) / 2
 
 
-def k3(
-    logprobs: Float[Array, "..."], ref_logprobs: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def k3(logprobs: Float[Array, '...'], ref_logprobs: Float[Array, '...']) -> Float[Array, '...']:
   """exp(-u) - 1 + u. Unbiased for KL(policy, ref), never negative.
 
   As a differentiable loss on tokens of the policy its expected gradient is that of the other
@@ -72,8 +65,8 @@ def k3(
 
 
 def exact_kl(
-    log_softmax: Float[Array, "... V"], ref_log_softmax: Float[Array, "... V"]
-) -> Float[Array, "..."]:
+  log_softmax: Float[Array, '... V'], ref_log_softmax: Float[Array, '... V']
+) -> Float[Array, '...']:
   """KL(policy, ref) of each token's distribution, Σ_v p_v (log p_v - log q_v), nats.
 
   Args:
@@ -92,12 +85,12 @@ def exact_kl(
 
 
 def kl_loss_total(
-    logprobs: Float[Array, "N R"],
-    ref_logprobs: Float[Array, "N R"],
-    mask: Bool[Array, "N R"],
-    *,
-    estimator: str,
-) -> Float[Array, ""]:
+  logprobs: Float[Array, 'N R'],
+  ref_logprobs: Float[Array, 'N R'],
+  mask: Bool[Array, 'N R'],
+  *,
+  estimator: str,
+) -> Float[Array, '']:
   """A differentiable KL penalty, summed over response tokens.
 
   Args:
@@ -116,11 +109,11 @@ def kl_loss_total(
     TypeError: an array is not float32, or mask is not bool.
     ValueError: the shapes differ, or the estimator is not one of the two.
   """
-  estimators = {"k2": k2, "k3": k3}
+  estimators = {'k2': k2, 'k3': k3}
   if estimator not in estimators:
     raise ValueError(
-        f"estimator must be 'k2' or 'k3', got {estimator!r}: as a loss k1 has no gradient in "
-        "expectation; it belongs inside the reward"
+      f"estimator must be 'k2' or 'k3', got {estimator!r}: as a loss k1 has no gradient in "
+      'expectation; it belongs inside the reward'
     )
   check_float(logprobs=logprobs, ref_logprobs=ref_logprobs)
   check_bool(mask=mask)
@@ -131,13 +124,13 @@ def kl_loss_total(
 
 
 def adaptive_kl_coef(
-    kl_coef: Float[Array, ""],
-    observed_kl: Float[Array, ""],
-    *,
-    target: float,
-    horizon: float,
-    episodes: float,
-) -> Float[Array, ""]:
+  kl_coef: Float[Array, ''],
+  observed_kl: Float[Array, ''],
+  *,
+  target: float,
+  horizon: float,
+  episodes: float,
+) -> Float[Array, '']:
   """The next KL coefficient of the proportional controller of lm-human-preferences.
 
       e = clip(observed_kl / target - 1, -0.2, 0.2),   kl_coef <- kl_coef (1 + e episodes / horizon)
@@ -157,9 +150,9 @@ def adaptive_kl_coef(
   Raises:
     ValueError: target or horizon is not positive.
   """
-  for name, number in (("target", target), ("horizon", horizon)):
+  for name, number in (('target', target), ('horizon', horizon)):
     if isinstance(number, int | float) and not number > 0:
-      raise ValueError(f"{name} must be positive, got {number}")
+      raise ValueError(f'{name} must be positive, got {number}')
   error = jnp.clip(jnp.asarray(observed_kl, jnp.float32) / target - 1, -0.2, 0.2)
   return jnp.asarray(kl_coef, jnp.float32) * (1 + error * episodes / horizon)
 

@@ -20,15 +20,15 @@ from instructjax.rl import kl
 
 
 def shape_scores(
-    scores: Float[Array, "N"],
-    ended: Bool[Array, "N"],
-    *,
-    bias: float,
-    scale: float,
-    clip: float | None,
-    missing_end_penalty: float,
-    missing_end_score: float | None,
-) -> Float[Array, "N"]:
+  scores: Float[Array, 'N'],
+  ended: Bool[Array, 'N'],
+  *,
+  bias: float,
+  scale: float,
+  clip: float | None,
+  missing_end_penalty: float,
+  missing_end_score: float | None,
+) -> Float[Array, 'N']:
   """clip((scores - bias) scale, -clip, clip), and less for a response that did not end.
 
   Args:
@@ -54,14 +54,14 @@ def shape_scores(
   check_bool(ended=ended)
   check_same_shape(scores=scores, ended=ended)
   if clip is not None and isinstance(clip, int | float) and not clip > 0:
-    raise ValueError(f"clip must be positive, got {clip}: None means no clipping")
+    raise ValueError(f'clip must be positive, got {clip}: None means no clipping')
   if isinstance(missing_end_penalty, int | float):
     if not missing_end_penalty >= 0:
-      raise ValueError(f"missing_end_penalty must be at least 0, got {missing_end_penalty}")
+      raise ValueError(f'missing_end_penalty must be at least 0, got {missing_end_penalty}')
     if missing_end_score is not None and missing_end_penalty != 0:
       raise ValueError(
-          f"missing_end_penalty {missing_end_penalty} and missing_end_score {missing_end_score} "
-          "exclude each other: set the penalty to 0 or the score to None"
+        f'missing_end_penalty {missing_end_penalty} and missing_end_score {missing_end_score} '
+        'exclude each other: set the penalty to 0 or the score to None'
       )
   shaped = (jax.lax.stop_gradient(scores) - bias) * scale
   if clip is not None:
@@ -74,12 +74,12 @@ def shape_scores(
 
 
 def token_rewards(
-    scores: Float[Array, "N"],
-    logprobs: Float[Array, "N R"],
-    ref_logprobs: Float[Array, "N R"],
-    mask: Bool[Array, "N R"],
-    kl_coef: Float[Array, ""],
-) -> Float[Array, "N R"]:
+  scores: Float[Array, 'N'],
+  logprobs: Float[Array, 'N R'],
+  ref_logprobs: Float[Array, 'N R'],
+  mask: Bool[Array, 'N R'],
+  kl_coef: Float[Array, ''],
+) -> Float[Array, 'N R']:
   """Rewards per token: -kl_coef (logprobs - ref_logprobs), plus the score at the last token.
 
   Equation 2 of Ouyang et al. 2022 without its ptx term, token by token as in Ziegler et al. 2019.
@@ -108,15 +108,15 @@ def token_rewards(
   check_same_shape(logprobs=logprobs, mask=mask)
   n, size = jnp.shape(mask)
   if jnp.shape(scores) != (n,):
-    raise ValueError(f"scores must have shape [N] = {(n,)}, got {jnp.shape(scores)}")
+    raise ValueError(f'scores must have shape [N] = {(n,)}, got {jnp.shape(scores)}')
   penalty = jnp.where(mask, -kl_coef * kl.k1(logprobs, ref_logprobs), 0.0)
   last = jnp.arange(size)[None, :] == last_valid_index(mask)[:, None]
   return jax.lax.stop_gradient(penalty + jnp.where(last, scores[:, None], 0.0))
 
 
 def whiten_rewards(
-    rewards: Float[Array, "N R"], mask: Bool[Array, "N R"], *, centre: bool = False
-) -> Float[Array, "N R"]:
+  rewards: Float[Array, 'N R'], mask: Bool[Array, 'N R'], *, centre: bool = False
+) -> Float[Array, 'N R']:
   """rewards / sd, the population standard deviation over the response tokens.
 
   Args:
@@ -135,9 +135,9 @@ def whiten_rewards(
   """
   if centre:
     raise ValueError(
-        "centre=True is refused: centring rewards gives every token the same extra reward, a "
-        "bonus for length where responses differ in length. Use centre=False (divide by the "
-        "standard deviation only); to move the zero of the scores set their bias"
+      'centre=True is refused: centring rewards gives every token the same extra reward, a '
+      'bonus for length where responses differ in length. Use centre=False (divide by the '
+      'standard deviation only); to move the zero of the scores set their bias'
     )
   check_float(rewards=rewards)
   return whiten(rewards, mask, shift_mean=False)

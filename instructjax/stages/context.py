@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from instructjax import sharding, train_state
 from instructjax.checkpoint import load_item
 from instructjax.data.corpus import make_corpus
+from instructjax.data.items import Limits
 from instructjax.data.sources import Rejected
 from instructjax.data.tokenizer import Tokenizer, load_tokenizer
 from instructjax.hooks import Stopper, write_json_atomic
@@ -62,6 +63,13 @@ class Context:
   def rules(self, role: str) -> dict:
     role = {'ref': 'policy'}.get(role, role)
     return dict(self.config.rules[role])
+
+  def limits(self, role: str, row_length: int) -> Limits:
+    """What an item for this role's network may measure."""
+    c = self.config.limits
+    return Limits(
+      c.prompt_tokens, c.response_tokens, row_length, self.model(role).context,
+      c.truncate_prompts)
 
   def fresh(self, role: str, key: jax.Array, *, head_init: str = 'zero'):
     """New parameters of a role, in their shardings."""

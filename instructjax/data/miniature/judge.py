@@ -9,10 +9,10 @@ from instructjax.data.miniature import grammar, vocabulary
 from instructjax.data.miniature.tasks import CLOSED_DOMAIN, Constraint, PromptRecord
 
 # Weight of content, constraint and form in the six points above 1; without a constraint its
-# two points go to the others in proportion.
-CONTENT_POINTS = 3.0
+# points go to the others in proportion.
+CONTENT_POINTS = 2.5
 CONSTRAINT_POINTS = 2.0
-FORM_POINTS = 1.0
+FORM_POINTS = 1.5
 # Credit of a vague word ("someone") where a particular one is right, and of the right words in
 # a body that follows no pattern.
 VAGUE_CREDIT = 0.3
@@ -51,20 +51,24 @@ def judge(record: PromptRecord, response: str, ended: bool) -> Judgement:
     ended: whether the response ended by itself (end-of-text) rather than at the length limit.
 
   Returns:
-    Likert = 1 + 3 content + 2 constraint + 1 form (4.5 and 1.5 without a constraint). Length has no
-    weight of its own.
+    Likert = 1 + 2.5 content + 2 constraint + 1.5 form (3.75 and 2.25 without a constraint). Length
+    has no weight of its own.
   """
   reading = grammar.read(response)
   content = _content(record, reading)
   satisfied = _satisfied(record.constraint, reading)
   form = _form(record, reading, ended)
-  scale = 6.0 / (CONTENT_POINTS + FORM_POINTS + (CONSTRAINT_POINTS if record.constraint else 0.0))
-  points = CONTENT_POINTS * content + FORM_POINTS * form
-  if record.constraint is not None:
-    points += CONSTRAINT_POINTS * satisfied
   parts = {"content": content, "constraint": float(satisfied), "form": form}
-  likert = round(1.0 + scale * points, 6)
+  likert = round(1.0 + sum(w * parts[k] for k, w in part_points(record).items()), 6)
   return Judgement(likert, parts, _metadata(record, reading, parts))
+
+
+def part_points(record: PromptRecord) -> dict[str, float]:
+  """Likert points of each part for this prompt; they sum to 6."""
+  if record.constraint is not None:
+    return {"content": CONTENT_POINTS, "constraint": CONSTRAINT_POINTS, "form": FORM_POINTS}
+  scale = 6.0 / (CONTENT_POINTS + FORM_POINTS)
+  return {"content": scale * CONTENT_POINTS, "constraint": 0.0, "form": scale * FORM_POINTS}
 
 
 def best_response(record: PromptRecord) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from instructjax.data.miniature import grammar, vocabulary
-from instructjax.data.miniature.judge import express, judge, perfect_body
+from instructjax.data.miniature.judge import express, judge, part_points, perfect_body
 from instructjax.data.miniature.tasks import (
   MAX_RESPONSE_WORDS,
   Constraint,
@@ -18,6 +18,8 @@ from instructjax.data.miniature.tasks import (
 CONTENT_FAULT = 0.21
 CONSTRAINT_FAULT = 0.34
 FORM_FAULT = 0.17
+# Share of wrong words that are vague ones ("someone") rather than other words of the class.
+VAGUE_SHARE = 0.65
 # Spread of the labelers' carelessness and of their tastes.
 CARELESSNESS = (0.4, 1.6)
 TASTE_SPREAD = 0.25
@@ -72,7 +74,7 @@ def write(record: PromptRecord, rng: np.random.Generator, carelessness: float) -
 
 def _wrong_word(record: PromptRecord, slot: str, right: tuple[str, ...], rng) -> str:
   """A vague word, another word of the passage, or any other word of the class."""
-  if rng.random() < 0.5:
+  if rng.random() < VAGUE_SHARE:
     return vocabulary.VAGUE[slot] if slot in vocabulary.VAGUE else "something"
   others = tuple(w for w in vocabulary.CLASSES[slot] if w not in right)
   near = tuple(w for w in others if w in record.passage)
@@ -136,11 +138,13 @@ def _forget(
       slots = {**slots, "place": _mentioned("place", asked, rng)}
   elif constraint.kind == "use":
     if other and "weather" in slots:
-      slots = {**slots, "weather": pick(rng, vocabulary.WEATHERS)}
+      slots = {**slots, "weather": vocabulary.VAGUE["weather"]}
     elif template == "story_weather":
       template, slots = "story", {k: w for k, w in slots.items() if k != "weather"}
   else:
-    words = vocabulary.OPENERS if constraint.kind == "start" else vocabulary.CLOSERS
+    words = vocabulary.HEDGES + (
+      vocabulary.OPENERS if constraint.kind == "start" else vocabulary.CLOSERS
+    )
     constraint = Constraint(constraint.kind, pick(rng, words)) if other else None
   return template, slots, constraint
 
@@ -169,11 +173,10 @@ def perceived(
 ) -> np.ndarray:
   """What the labeler thinks each response is worth, in Likert points: gold, bias, noise."""
   values = []
-  points = (3.0, 2.0, 1.0) if record.constraint is not None else (4.5, 0.0, 1.5)
+  points = part_points(record)
   for response in responses:
     rated = judge(record, response, True)
-    parts = [rated.parts[k] for k in ("content", "constraint", "form")]
-    value = sum(t * p * x for t, p, x in zip(labeler.taste, points, parts))
+    value = sum(t * points[k] * rated.parts[k] for t, k in zip(labeler.taste, points))
     values.append(value + labeler.length_taste * len(response.split()))
   return np.array(values) + noise * rng.standard_normal(len(values))
 

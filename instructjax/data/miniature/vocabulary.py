@@ -33,7 +33,7 @@ VALENCES = ("good", "bad")
 OPENERS = tuple("well look now so".split())
 CLOSERS = tuple("friend indeed okay cheers".split())
 RUDE = ("ugh", "duh")
-HEDGES = ("maybe",)
+HEDGES = ("maybe", "perhaps", "um")
 
 # Kinds of things, singular and plural, and their members: classification, lists, extraction.
 KINDS = {"beast": ANIMALS, "thing": OBJECTS, "colour": COLOURS, "food": FOODS, "place": PLACES}
@@ -56,6 +56,7 @@ VAGUE = {
   "place": "somewhere",
   "colour": "nice",
   "feel": "fine",
+  "weather": "dark",
   "foreign": "something",
   "kind": "something",
   "valence": "some",

@@ -1,0 +1,130 @@
+"""The whole recipe on the embedded miniature world, on a laptop's CPU.
+
+  python -m instructjax --config=configs/quickstart.py --workdir=runs/quickstart
+
+Arguments: `:test` is a run of a minute for tests; `:plain` adds plain PPO and the control that
+gets the same ptx text without PPO. `seed=N` seeds everything, the world included.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from instructjax.config import parse_arg
+
+
+def data() -> ConfigDict:
+  """The miniature world and how much of it is used."""
+  c = ConfigDict()
+  c.kind = 'miniature'
+  # The world's own seed; None takes the run's.
+  c.seed = common.placeholder(int)
+  c.users = 400
+  c.labelers = 12
+  # Two labelers agree on this share of the pairs that both rank strictly.
+  c.labeler_agreement = 0.73
+  c.calibration_prompts = 600
+  c.documents = 40_000
+  c.valid_documents = 2_000
+  c.demonstrations = 12_000
+  c.valid_demonstrations = 1_000
+  c.ppo_prompts = 8_000
+  c.rank_prompts = 8_000
+  c.rank_valid_prompts = 600
+  c.valid_prompts = 600
+  c.test_prompts = 1_000
+  return c
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The recipe; see the module's docstring for `arg`."""
+  arg = parse_arg(arg, test=False, plain=False, seed=1)
+  c = ConfigDict()
+  c.title = 'instructjax quickstart: the InstructGPT recipe in a miniature world'
+  c.seed = arg.seed
+  # Printed before the run starts.
+  c.needs = 'about 10 minutes on 2 cores, 3 GiB of memory, 200 MB of disk'
+  c.stages = ('pretrain', 'sft', 'rl_init', 'collect', 'reward_model', 'select', 'ppo', 'evaluate')
+  c.data = data()
+  c.tokenizer = ConfigDict({'kind': 'world'})
+  c.limits = common.limits(prompt_tokens=56, response_tokens=24)
+  c.models = ConfigDict({
+    'policy': common.model('tiny', context=128), 'reward': common.model('tiny', context=128)})
+  c.mesh = common.mesh()
+  c.rules = common.network_rules()
+  c.tracking = common.tracking()
+
+  c.pretrain = common.language(
+    'pretrain', init=None, batch_size=128, row_length=128, peak=4e-3)
+  c.pretrain.train_epochs = 3.0
+
+  c.sft = common.language(
+    'demonstrations', init='pretrain', batch_size=64, row_length=128, peak=2e-3)
+  c.sft.train_epochs = 4.0
+  c.sft.pretrain_ratio = 0.25
+  c.sft.pretrain_coef = 0.2
+  c.sft.candidates = 4
+
+  c.rl_init = common.language(
+    'demonstrations', init='pretrain', batch_size=64, row_length=128, peak=2e-3)
+  c.rl_init.train_epochs = 2.0
+  c.rl_init.pretrain_ratio = 0.5
+  c.rl_init.pretrain_coef = 1.0
+
+  c.collect = common.collect('sft')
+  c.reward_model = common.reward_model(
+    init='sft', rankings='collect', batch_size=16, row_length=256, peak=1e-3)
+  c.select = common.select(candidates='sft', reward='reward_model', prompts=400)
+
+  c.ppo = common.ppo(
+    init='rl_init', ref='rl_init', reward='reward_model', batch_size=256, steps=60)
+  c.ppo.minibatches = 4
+  c.ppo.ptx_ratio = 1
+  c.ppo.kl_coef = 0.1
+  c.ppo.policy_optimizer.schedule.peak = 3e-4
+  c.ppo.value_optimizer.schedule.peak = 5e-4
+  c.ppo.valid_steps = 10
+  c.ppo.checkpoint_steps = 10
+
+  c.evaluate = common.evaluate(prompts=1_000)
+  c.evaluate.models = ConfigDict({
+    'base': ('pretrain', None), 'rl_init': ('rl_init', None), 'ppo_ptx': ('ppo', 'params'),
+    'ppo_ptx_ema': ('ppo', 'ema')})
+  c.evaluate.traces = ('ppo',)
+  if arg.plain:
+    _add_plain(c)
+  if arg.test:
+    _shrink(c)
+  return c
+
+
+def _add_plain(c: ConfigDict) -> None:
+  """Plain PPO at matched strength, as a second arm."""
+  c.ppo_plain = c.ppo.copy_and_resolve_references()
+  c.ppo_plain.ptx_coef = 0.0
+  c.ppo_plain.policy_optimizer.schedule.peak = 4e-5
+  c.stages = (*c.stages[:-1], 'ppo_plain', 'evaluate')
+  c.evaluate.models.ppo = ('ppo_plain', 'params')
+  c.evaluate.traces = ('ppo', 'ppo_plain')
+
+
+def _shrink(c: ConfigDict) -> None:
+  """A minute for tests: every stage, little of everything."""
+  c.title += ' (test)'
+  c.data.update({
+    'documents': 2_000, 'valid_documents': 200, 'demonstrations': 1_000,
+    'valid_demonstrations': 100, 'ppo_prompts': 400, 'rank_prompts': 200,
+    'rank_valid_prompts': 60, 'valid_prompts': 60, 'test_prompts': 60,
+    'calibration_prompts': 100})
+  c.pretrain.valid_examples = c.sft.valid_examples = c.rl_init.valid_examples = 64
+  c.pretrain.train_epochs = c.sft.train_epochs = c.rl_init.train_epochs = 1.0
+  c.sft.candidates = 2
+  c.collect.batch_size = 64
+  c.reward_model.valid_examples = c.reward_model.bias_demonstrations = 48
+  c.select.prompts = 32
+  c.ppo.batch_size = 32
+  c.ppo.train_steps = 4
+  c.ppo.valid_steps = c.ppo.checkpoint_steps = 2
+  c.ppo.valid_prompts = 32
+  c.evaluate.update({
+    'prompts': 48, 'samples': 2, 'documents': 64, 'best_of': (2, 4), 'best_of_prompts': 32,
+    'batch_size': 64, 'resamples': 200, 'temperatures': (0.0, 1.0)})

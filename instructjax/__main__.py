@@ -1,0 +1,61 @@
+"""`python -m instructjax --config=configs/quickstart.py --workdir=runs/quickstart`"""
+
+import os
+import pathlib
+import shutil
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The recipe: a file of configs/, with :argument for its presets. Any field can be '
+  'overridden, as in --config.ppo.kl_coef=0.05.', lock_config=True)
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where checkpoints, metrics and the report go. A run that was stopped goes on '
+  'from here.')
+
+
+def _use_compilation_cache() -> None:
+  """Keeps compiled programs, so that a second run or a resumed one starts quickly."""
+  import jax
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
+    jax.config.update('jax_compilation_cache_dir', str(home / 'instructjax' / 'compiled'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
+
+
+def main(arguments: list[str]) -> None:
+  """Runs a recipe and writes its report."""
+  if len(arguments) > 1:
+    raise app.UsageError(f'unexpected arguments {arguments[1:]}')
+  # Imported after the flags are parsed, so that --help is quick and the environment is set.
+  from instructjax import config as config_lib
+  from instructjax import pipeline
+  from instructjax.stages.training import Stopped
+
+  logging.set_verbosity(logging.ERROR)
+  _use_compilation_cache()
+  config = config_lib.lock(CONFIG.value)
+  workdir = pathlib.Path(WORKDIR.value)
+  free = shutil.disk_usage(workdir.absolute().anchor).free
+  print(f'{config.title}\nstages: {", ".join(config.stages)}\nneeds: {config.needs}; '
+        f'{free / 2**30:.0f} GiB are free at {workdir}')
+  try:
+    pipeline.run(config, workdir)
+  except Stopped as stopped:
+    print(f'{stopped}; run the same command to go on')
+    return
+  except ValueError as error:
+    if os.environ.get('INSTRUCTJAX_TRACEBACK'):
+      raise
+    sys.exit(f'instructjax: {error}\n(INSTRUCTJAX_TRACEBACK=1 shows where this was raised)')
+
+
+
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main)

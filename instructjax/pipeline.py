@@ -1,0 +1,94 @@
+"""Stages in order: hand-over, skip what is complete, resume what is not (floor 8)."""
+
+import pathlib
+import time
+
+from instructjax import config as config_lib
+from instructjax import hooks
+from instructjax.display import stage_table
+from instructjax.stages import collect, evaluate, language, ppo, reward_model, select
+from instructjax.stages.context import Context, make_context
+
+KINDS = {
+  'language': language.run,
+  'collect': collect.run,
+  'reward_model': reward_model.run,
+  'select': select.run,
+  'ppo': ppo.run,
+  'evaluate': evaluate.run,
+}
+
+# What may differ when a run goes on in its directory: nothing that changes a number.
+MAY_CHANGE = ('stages', 'tracking', '*.log_steps', '*.shown_samples')
+
+
+def check(config) -> None:
+  """Refuses a recipe that cannot run, before anything is built.
+
+  Raises:
+    ValueError: names the field.
+  """
+  if not config.stages:
+    raise ValueError('config.stages is empty: name the stages to run, in order')
+  for number, name in enumerate(config.stages):
+    if name not in config:
+      known = [k for k in config if hasattr(config[k], 'kind')]
+      raise ValueError(f'config.stages names {name!r}, which has no sub-config; there are {known}')
+    kind = config[name].kind
+    if kind not in KINDS:
+      raise ValueError(f'config.{name}.kind {kind!r} is none of {", ".join(KINDS)}')
+    if name in config.stages[:number]:
+      raise ValueError(f'config.stages names {name!r} twice')
+
+
+def _claim(config, workdir: pathlib.Path) -> None:
+  """Writes config.json, or refuses a workdir of another config, naming the fields."""
+  path = workdir / 'config.json'
+  if path.exists():
+    old = config_lib.from_json(path.read_text())
+    config_lib.require_same_config(old, config, may_change=MAY_CHANGE, where=str(workdir))
+  workdir.mkdir(parents=True, exist_ok=True)
+  hooks.write_json_atomic(path, config_lib.to_dict(config))
+  hooks.write_json_atomic(workdir / 'environment.json', hooks.environment())
+
+
+def run_stage(ctx: Context, name: str) -> dict:
+  """One stage, or nothing if it is complete; its summary."""
+  directory = ctx.directory(name)
+  if (directory / 'summary.json').exists():
+    print(f'{name}: complete, skipped')
+    return ctx.summary(name)
+  directory.mkdir(parents=True, exist_ok=True)
+  c = ctx.config[name]
+  hooks.write_json_atomic(directory / 'config.json', config_lib.to_dict(c))
+  hooks.write_json_atomic(directory / 'environment.json', hooks.environment())
+  began, before = time.monotonic(), len(ctx.rejected.rows)
+  summary, rows = KINDS[c.kind](ctx, name, c)
+  rejected = ctx.rejected.rows[before:]
+  if rejected:
+    ctx.rejected.write(ctx.workdir / 'rejected.jsonl')
+    print(f'{name}: set aside {len(rejected)} rows (rejected.jsonl): {ctx.rejected.counts()}')
+  summary = {
+    **summary, 'seconds': time.monotonic() - began,
+    'peak_memory_bytes': hooks.peak_memory_bytes()}
+  ctx.finish(name, summary, rows)
+  shown = {k: v for k, v in summary.items() if isinstance(v, (int, float, str))}
+  stage_table(name, shown)
+  return summary
+
+
+def run(config, workdir: str | pathlib.Path) -> Context:
+  """Runs the recipe's stages in `workdir`; complete ones are skipped, begun ones resumed.
+
+  Raises:
+    ValueError: the recipe or the directory cannot be used; nothing has been computed then.
+    training.Stopped: a signal asked to stop; run again to go on.
+  """
+  check(config)
+  workdir = pathlib.Path(workdir).absolute()
+  _claim(config, workdir)
+  ctx = make_context(config, workdir)
+  with ctx.stopper:
+    for name in config.stages:
+      run_stage(ctx, name)
+  return ctx

@@ -1,0 +1,140 @@
+"""Pretraining and supervised fine-tuning as stages: `pretrain`, `sft`, `rl_init` (floor 8)."""
+
+import math
+
+import numpy as np
+
+from instructjax import config as config_lib
+from instructjax import sharding
+from instructjax.algorithms import language_model
+from instructjax.data import items
+from instructjax.data.pipeline import LanguageLoader, Sequential, Shuffled
+from instructjax.data.placement import language_sizes, suggest_slots
+from instructjax.evaluators.likelihood import LikelihoodEvaluator
+from instructjax.hooks import read_metrics
+from instructjax.loop import Averaging
+from instructjax.stages import training
+from instructjax.stages.context import Context
+
+
+def make_items(ctx: Context, c, examples: str, split: str):
+  """Tokenised examples of a kind ('pretrain', 'demonstrations') and split."""
+  model = ctx.model('policy')
+  if examples == 'pretrain':
+    return items.document_items(
+      ctx.tokenizer, ctx.corpus.documents(split), min(c.row_length, model.context))[0]
+  if examples == 'demonstrations':
+    if c.unit not in ('token', 'response'):
+      raise ValueError(f"unit {c.unit!r}: use 'token' or 'response'")
+    return items.demonstration_items(
+      ctx.tokenizer, ctx.corpus.demonstrations(split), ctx.limits('policy', c.row_length),
+      ctx.rejected, prompt_weight=c.prompt_loss, per_response=c.unit == 'response')[0]
+  raise ValueError(f"examples {examples!r}: use 'pretrain' or 'demonstrations'")
+
+
+def make_loader(
+  ctx: Context, found, order, *, batch_size: int, microbatches: int, row_length: int
+) -> LanguageLoader:
+  """Packs `found` in rows of this mesh."""
+  return LanguageLoader(
+    found, order, batch_size=batch_size, microbatches=microbatches, row_length=row_length,
+    select_slots=suggest_slots([language_sizes(i) for i in found], row_length),
+    rows_multiple=sharding.batch_shards(ctx.mesh))
+
+
+def held_out(ctx: Context, c, examples: str, split: str, count: int) -> LikelihoodEvaluator:
+  """Loss on the first `count` held-out examples."""
+  found = make_items(ctx, c, examples, split)[:count]
+  loader = make_loader(
+    ctx, found, Sequential(len(found)), batch_size=min(128, len(found)), microbatches=1,
+    row_length=c.row_length)
+  return LikelihoodEvaluator(ctx.mesh, ctx.model('policy'), loader)
+
+
+def unigram_loss(ctx: Context, c) -> float:
+  """Held-out loss of the training text's token frequencies (add-one), nats a token."""
+  count = np.ones(ctx.tokenizer.vocab_size)
+  for item in make_items(ctx, c, 'pretrain', 'train'):
+    count += np.bincount(item.group.trunk[1:], minlength=len(count))
+  logprobs = np.log(count / count.sum())
+  total = weight = 0
+  for item in make_items(ctx, c, 'pretrain', 'valid')[:c.valid_examples]:
+    total -= logprobs[item.group.trunk[1:]].sum()
+    weight += len(item.group.trunk) - 1
+  return float(total / weight)
+
+
+def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
+  """Trains a language stage.
+
+  Returns:
+    (summary, rows)
+  """
+  model = ctx.model('policy', dropout=c.dropout)
+  found = make_items(ctx, c, c.examples, 'train')
+  steps = config_lib.duration(c, 'train', batch_size=c.batch_size, examples=len(found))
+  loader = make_loader(
+    ctx, found, Shuffled(len(found), ctx.seed(name)), batch_size=c.batch_size,
+    microbatches=c.microbatches, row_length=c.row_length)
+  algorithm = language_model.make_language_model(model, unit='token', z_loss=c.z_loss)
+  mix = _mix_loader(ctx, name, c) if c.pretrain_ratio else None
+  if mix is not None:
+    algorithm = language_model.with_ptx(
+      algorithm, model, ptx_coef=c.pretrain_coef, unit='token')
+
+  def build(step: int):
+    streams = {'examples': loader.batch(step)}
+    if mix is not None:
+      streams['pretrain'] = mix.batch(step)
+    return streams, None
+
+  held = held_out(ctx, c, c.examples, 'valid', c.valid_examples)
+  pretrain = held if c.examples == 'pretrain' else held_out(
+    ctx, c, 'pretrain', 'valid', c.valid_examples)
+  losses = {}
+
+  def validate(step, state):
+    policy = state.params['policy']
+    losses[step] = held.run(policy).mean()
+    text = losses[step] if pretrain is held else pretrain.run(policy).mean()
+    return {'language/loss': losses[step], 'pretrain/loss': text}
+
+  every = [math.ceil(steps * (i + 1) / c.candidates) for i in range(c.candidates)]
+  params = ctx.fresh('policy', ctx.key(name)) if c.init is None else ctx.load(c.init, 'policy')
+  _, _, last = training.run(ctx, training.Stage(
+    name=name, config=c, algorithm=algorithm, params={'policy': params}, frozen={},
+    optimizers={'policy': c.optimizer}, build=build, steps=steps, extras={},
+    averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=every,
+    shown=('language/loss', 'ptx/loss', 'grad_norm/policy', 'learning_rate/policy'),
+    stop=lambda computed: None))
+  return _results(ctx, name, c, loader, steps, every, last)
+
+
+def _mix_loader(ctx: Context, name: str, c) -> LanguageLoader:
+  text = make_items(ctx, c, 'pretrain', 'train')
+  count = max(1, round(c.pretrain_ratio * c.batch_size))
+  return make_loader(
+    ctx, text, Shuffled(len(text), ctx.seed(f'{name} mix')), batch_size=count, microbatches=1,
+    row_length=c.row_length)
+
+
+def _results(ctx: Context, name: str, c, loader, steps: int, every, last: str):
+  valid = [m for m in read_metrics(ctx.directory(name) / 'metrics.jsonl')
+           if m['split'] == 'valid']
+  by_step = {m['step']: m for m in valid}
+  candidates = [{'step': s, 'checkpoint': f'{name}/checkpoints/{s}',
+                 'loss': by_step[s]['language/loss']} for s in every]
+  utilisation = loader.utilisation(8)
+  summary = {
+    'checkpoint': last, 'weights': 'params', 'steps': steps, 'candidates': candidates,
+    'valid_loss': by_step[steps]['language/loss'],
+    'pretrain_loss': by_step[steps]['pretrain/loss'], 'row_utilisation': utilisation.tokens}
+  if candidates:
+    summary['loss_best'] = min(candidates, key=lambda r: r['loss'])['checkpoint']
+  else:
+    summary['loss_best'] = last
+  if c.examples == 'pretrain':
+    summary['unigram_loss'] = unigram_loss(ctx, c)
+  rows = [{'metric': 'valid_loss', 'model': name, 'value': summary['valid_loss']},
+          {'metric': 'valid_pretrain_loss', 'model': name, 'value': summary['pretrain_loss']}]
+  return summary, rows

@@ -1,0 +1,190 @@
+"""PPO and PPO-ptx as a stage (floor 8)."""
+
+import importlib
+
+import jax
+import numpy as np
+
+from instructjax import sharding, train_state
+from instructjax.algorithms import language_model, ppo, rollout
+from instructjax.data import items
+from instructjax.data.pipeline import PromptLoader, Shuffled
+from instructjax.generation import Sampling
+from instructjax.hooks import read_metrics
+from instructjax.loop import Averaging
+from instructjax.models import heads
+from instructjax.stages import language, sampling, training
+from instructjax.stages.context import Context
+
+
+def load_function(name: str):
+  """The function that 'module:function' names.
+
+  Raises:
+    ValueError: it cannot be imported or is not callable.
+  """
+  module, _, attribute = name.partition(':')
+  try:
+    function = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise ValueError(
+      f"reward function {name!r} cannot be loaded ({error}); name it 'module:function'") from error
+  if not callable(function):
+    raise ValueError(f'reward function {name!r} is not callable')
+  return function
+
+
+def reward_parts(ctx: Context, c) -> tuple:
+  """The parts whose weighted sum is the score."""
+  parts = []
+  if c.reward_weight:
+    parts.append(rollout.ModelReward(
+      'reward_model', c.reward_weight, 'reward', ctx.model('reward')))
+  parts += [rollout.FunctionReward(name, weight, load_function(path))
+            for name, weight, path in c.reward_functions]
+  return tuple(parts)
+
+
+def _check(ctx: Context, name: str, c, settings: ppo.PPOSettings) -> None:
+  splits = settings.splits
+  if c.batch_size % splits:
+    raise ValueError(
+      f'{name}.batch_size {c.batch_size} is not divisible by minibatches x microbatches {splits}; '
+      f'use {c.batch_size // splits * splits or splits} or '
+      f'{(c.batch_size // splits + 1) * splits}')
+  sharding.check_divides(
+    c.batch_size // splits, ctx.mesh, f'{name}: episodes of a microbatch,')
+  if c.release not in ('raw', 'ema'):
+    raise ValueError(f"{name}.release {c.release!r}: use 'raw' or 'ema'")
+
+
+class _Validation:
+  """KL, score, gold and pretraining loss of the current policy on validation prompts."""
+
+  def __init__(self, ctx: Context, name: str, c, frozen: dict):
+    self._ctx, self._c, self._frozen = ctx, c, frozen
+    self._prompts = sampling.prompt_set(ctx, 'valid', c.valid_prompts)
+    self._evaluator = sampling.make_evaluator(ctx, min(512, c.valid_prompts))
+    text = ctx.config[c.text_stage]
+    self._text = language.held_out(ctx, text, 'pretrain', 'valid', text.valid_examples)
+    self._key = ctx.key(f'{name} validation')
+
+  def __call__(self, step: int, state) -> dict:
+    ctx, prompts = self._ctx, self._prompts
+    weights = state.params if self._c.release == 'raw' else state.ema
+    policy = weights['policy']
+    responses = self._evaluator.sample(policy, prompts.tokens, self._key, samples=1)
+    values = {
+      'kl': float(self._evaluator.kl(
+        policy, self._frozen['ref'], prompts.tokens, responses).mean()),
+      'length': float(responses.lengths().mean()), 'end_rate': float(responses.ended.mean()),
+      'pretrain/loss': self._text.run(policy).mean()}
+    if 'reward' in self._frozen:
+      values['score'] = float(self._evaluator.scores(
+        ctx.model('reward'), self._frozen['reward'], prompts.tokens, responses).mean())
+    if ctx.corpus.has_gold:
+      values['gold'] = float(np.mean(sampling.gold_scores(ctx, prompts.prompts, responses)))
+    return values
+
+
+def released(valid: list[dict], max_kl: float) -> dict:
+  """The last validation whose KL is at most `max_kl`; the first one if none is."""
+  within = [m for m in valid if m['kl'] <= max_kl]
+  return within[-1] if within else valid[0]
+
+
+def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
+  """Trains policy and value against the reward, and picks the released checkpoint by KL."""
+  settings = ppo.make_settings(c)
+  _check(ctx, name, c, settings)
+  limits = ctx.config.limits
+  sampling_rule = Sampling(
+    limits.response_tokens, ctx.tokenizer.end_id, c.temperature, c.top_k, c.top_p)
+  ppo.check_rollout_sampling(sampling_rule)
+  policy, value, ref = ctx.model('policy'), ctx.model('value'), ctx.model('ref')
+  parts = reward_parts(ctx, c)
+  frozen = {'ref': ctx.load(c.ref, 'policy')}
+  key = ctx.key(name)
+  if c.reward is None:
+    value_params = ctx.fresh('value', jax.random.fold_in(key, 1), head_init='zero')
+  else:
+    frozen['reward'] = ctx.load(c.reward, 'reward')
+    value_params = ctx.load(c.reward, 'reward', as_role='value')
+  params = {'policy': ctx.load(c.init, 'policy'), 'value': value_params}
+  collect = rollout.make_collect(
+    settings, policy, value, ref, sampling_rule, parts, ctx.tokenizer.decode, ctx.mesh,
+    _generation_shardings(ctx))
+  algorithm = language_model.with_ptx(
+    ppo.make_ppo(settings, policy, value, ref, collect), policy, ptx_coef=c.ptx_coef,
+    unit=c.ptx_unit)
+
+  prompts = sampling.prompt_set(ctx, 'ppo')
+  loader = PromptLoader(
+    prompts.tokens, Shuffled(len(prompts.tokens), ctx.seed(name)), batch_size=c.batch_size,
+    prompt_length=limits.prompt_tokens, pad_id=ctx.tokenizer.pad_id)
+  text = _text_loader(ctx, name, c) if c.ptx_coef else None
+  host_rows = any(isinstance(p, rollout.FunctionReward) for p in parts)
+
+  def build(step: int):
+    streams = {'prompts': loader.batch(step)}
+    if text is not None:
+      streams['pretrain'] = text.batch(step)
+    rows = None
+    if host_rows:
+      chosen = [prompts.prompts[i] for i in loader.indices(step)]
+      rows = [rollout.PromptRow(p.prompt, p) for p in chosen]
+    return streams, rows
+
+  every = c.valid_steps if c.valid_steps else c.train_steps
+  keep = sorted({*range(every, c.train_steps + 1, every), c.train_steps})
+  state, _, last = training.run(ctx, training.Stage(
+    name=name, config=c, algorithm=algorithm, params=params, frozen=frozen,
+    optimizers={'policy': c.policy_optimizer, 'value': c.value_optimizer}, build=build,
+    steps=c.train_steps, extras={'kl_coef': c.kl_coef},
+    averaging=Averaging(c.ema_decay, c.ema_unit), ema_roles=('policy',),
+    validate=_Validation(ctx, name, c, frozen), keep=keep,
+    shown=('rollout/score', 'rollout/kl', 'rollout/length', 'ptx/loss'),
+    stop=lambda m: (f'KL {m["rollout/kl"]:.2f} passed stop_kl {c.stop_kl}'
+                    if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None)))
+  del state
+  return _results(ctx, name, c, last)
+
+
+def _generation_shardings(ctx: Context):
+  """Shardings of the policy while it samples, or None where they are those it trains with."""
+  rules = ctx.config.rules.generation
+  if rules is None:
+    return None
+  model = ctx.model('policy')
+  shapes = train_state.abstract_params(
+    lambda k: heads.init_policy_boxed(model, k), ctx.mesh, dict(rules))
+  return jax.tree.map(lambda x: x.sharding, shapes)
+
+
+def _text_loader(ctx: Context, name: str, c):
+  """ptx documents: ptx_ratio for each episode, in as many minibatches."""
+  length = min(c.ptx_row_length, ctx.model('policy').context)
+  found, _ = items.document_items(ctx.tokenizer, ctx.corpus.documents('train'), length)
+  count = round(c.ptx_ratio * c.batch_size)
+  splits = c.minibatches * c.ptx_microbatches
+  if count < splits or count % splits:
+    raise ValueError(
+      f'{name}: ptx_ratio {c.ptx_ratio} x batch_size {c.batch_size} = {count} documents do not '
+      f'split into minibatches x ptx_microbatches = {splits}')
+  return language.make_loader(
+    ctx, found, Shuffled(len(found), ctx.seed(f'{name} ptx')), batch_size=count,
+    microbatches=splits, row_length=c.ptx_row_length)
+
+
+def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:
+  metrics = read_metrics(ctx.directory(name) / 'metrics.jsonl')
+  valid = [m for m in metrics if m['split'] == 'valid']
+  chosen = released(valid, c.max_kl)
+  summary = {
+    'checkpoint': f'{name}/checkpoints/{chosen["step"]}', 'last_checkpoint': last,
+    'weights': 'params' if c.release == 'raw' else 'ema', 'released_step': chosen['step'],
+    'max_kl': c.max_kl, 'within_max_kl': chosen['kl'] <= c.max_kl,
+    'validations': [{k: v for k, v in m.items() if k != 'split'} for m in valid]}
+  rows = [{'metric': f'{k}_validation', 'model': name, 'value': chosen[k]}
+          for k in ('kl', 'score', 'gold', 'pretrain/loss') if k in chosen]
+  return summary, rows

@@ -1,0 +1,126 @@
+"""The reward model as a stage: rankings in, a biased scalar model out (floor 8)."""
+
+import numpy as np
+
+from instructjax import config as config_lib
+from instructjax import sharding
+from instructjax.algorithms.reward_model import make_reward_model
+from instructjax.checkpoint import Checkpoints
+from instructjax.data import items
+from instructjax.data.pipeline import RankingLoader, Sequential, Shuffled
+from instructjax.data.placement import ranking_sizes, suggest_slots
+from instructjax.data.records import Ranking
+from instructjax.data.sources import Rejected, read_rankings
+from instructjax.evaluators import policy as policy_eval
+from instructjax.evaluators import statistics
+from instructjax.evaluators.rankings import RankedScores, RankingEvaluator, ranking_report
+from instructjax.loop import Averaging
+from instructjax.models import heads
+from instructjax.stages import training
+from instructjax.stages.context import Context
+
+
+def load_rankings(ctx: Context, source: str, split: str) -> list[Ranking]:
+  """Rankings of a collect stage, or of the recipe's own files ('data')."""
+  if source == 'data':
+    return list(ctx.corpus.rankings(split))
+  ctx.summary(source)
+  return list(read_rankings(ctx.directory(source) / f'{split}.jsonl.gz', ctx.rejected))
+
+
+def _make_items(ctx: Context, c, split: str):
+  return items.ranking_items(
+    ctx.tokenizer, load_rankings(ctx, c.rankings, split), ctx.limits('reward', c.row_length),
+    ctx.rejected, margin=c.margin, drop_long_responses=ctx.config.limits.drop_long_responses)
+
+
+def _loader(ctx: Context, c, found, order, *, batch_size, microbatches, responses):
+  return RankingLoader(
+    found, order, batch_size=batch_size, microbatches=microbatches, row_length=c.row_length,
+    select_slots=suggest_slots([ranking_sizes(i) for i in found], c.row_length),
+    rows_multiple=sharding.batch_shards(ctx.mesh), responses=responses)
+
+
+def demonstration_scores(ctx: Context, params, count: int) -> np.ndarray:
+  """Scores of demonstrations, whose mean the stored bias makes 0 (facts R05)."""
+  limits, model = ctx.config.limits, ctx.model('reward')
+  found, _ = items.demonstration_items(
+    ctx.tokenizer, ctx.corpus.demonstrations('train')[:count],
+    ctx.limits('reward', limits.prompt_tokens + limits.response_tokens), Rejected(),
+    prompt_weight=0.0, per_response=False)
+  kept_prompts = [item.group.trunk for item in found]
+  kept = [[item.group.branches[0]] for item in found]
+  evaluator = policy_eval.PolicyEvaluator(
+    ctx.mesh, ctx.model('policy'), prompt_length=limits.prompt_tokens,
+    max_tokens=limits.response_tokens, end_id=ctx.tokenizer.end_id,
+    batch_size=_divisible(64, ctx))
+  responses = policy_eval.from_texts(kept, limits.response_tokens, ctx.tokenizer.end_id)
+  return evaluator.scores(model, params, kept_prompts, responses)[:, 0]
+
+
+def _divisible(size: int, ctx: Context) -> int:
+  shards = sharding.batch_shards(ctx.mesh)
+  return -(-size // shards) * shards
+
+
+def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
+  """Trains the reward model, then stores the bias in its head."""
+  sharding.check_divides(c.batch_size // c.microbatches, ctx.mesh, f'{name}.batch_size')
+  model = ctx.model('reward', dropout=c.dropout)
+  found, _ = _make_items(ctx, c, 'train')
+  valid_items, valid_rows = _make_items(ctx, c, 'valid')
+  valid_items, valid_rows = valid_items[:c.valid_examples], valid_rows[:c.valid_examples]
+  responses = max(len(i.group.branches) for i in [*found, *valid_items])
+  steps = config_lib.duration(c, 'train', batch_size=c.batch_size, examples=len(found))
+  loader = _loader(ctx, c, found, Shuffled(len(found), ctx.seed(name)), batch_size=c.batch_size,
+                   microbatches=c.microbatches, responses=responses)
+  evaluator = RankingEvaluator(ctx.mesh, ctx.model('reward'), _loader(
+    ctx, c, valid_items, Sequential(len(valid_items)), microbatches=1, responses=responses,
+    batch_size=_divisible(min(64, len(valid_items)), ctx)))
+
+  def validate(step, state):
+    return ranking_report(evaluator.run(state.params['reward']))[0]
+
+  params = ctx.load_as_scalar(c.init, ctx.key(name), head_init=c.head_init)
+  state, _, _ = training.run(ctx, training.Stage(
+    name=name, config=c, algorithm=make_reward_model(model, pair_divisor=c.pair_divisor),
+    params={'reward': params}, frozen={}, optimizers={'reward': c.optimizer},
+    build=lambda step: ({'rankings': loader.batch(step)}, None), steps=steps, extras={},
+    averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=(),
+    shown=('ranking/loss', 'ranking/accuracy', 'grad_norm/reward', 'learning_rate/reward'),
+    stop=lambda computed: None))
+  trained = state.params['reward']
+  bias = -float(demonstration_scores(ctx, trained, c.bias_demonstrations).mean(dtype=np.float64))
+  trained = heads.shift_bias(trained, np.float32(bias))
+  with Checkpoints(ctx.directory(name) / 'released', keep_last=1) as released:
+    if released.latest() is None:
+      released.save(steps, {'params': {'reward': trained}}, {'bias': bias})
+  return _results(ctx, name, c, evaluator.run(trained), bias, steps, loader, valid_rows)
+
+
+def _results(ctx, name, c, ranked: RankedScores, bias, steps, loader, valid_rows):
+  numbers, bins = ranking_report(ranked)
+  seed = ctx.seed(f'{name} intervals')
+  labels = _grades(ranked)
+  accuracy = statistics.noisy_accuracy(ranked.scores, labels, seed=seed, mask=ranked.mask)
+  longer = statistics.noisy_accuracy(ranked.length, labels, seed=seed, mask=ranked.mask)
+  places = np.broadcast_to(-np.arange(ranked.mask.shape[1]), ranked.mask.shape)
+  first = statistics.noisy_accuracy(places, labels, seed=seed, mask=ranked.mask)
+  rows = [{'metric': metric, 'model': 'reward_model', 'value': i.value, 'low': i.low,
+           'high': i.high, 'n': i.n} for metric, i in (
+             ('valid_accuracy', accuracy), ('valid_longer_accuracy', longer),
+             ('valid_first_position_accuracy', first))]
+  rows += [{'metric': f'valid_{k.split("/")[1]}', 'model': 'reward_model', 'value': v}
+           for k, v in numbers.items() if k.split('/')[1] in ('ece', 'log_loss',
+                                                              'length_correlation')]
+  summary = {
+    'checkpoint': f'{name}/released/{steps}', 'weights': 'params', 'steps': steps, 'bias': bias,
+    'calibration': [b._asdict() for b in bins], 'row_utilisation': loader.utilisation(8).tokens,
+    **{k: v for k, v in numbers.items()}}
+  return summary, rows
+
+
+def _grades(ranked: RankedScores) -> np.ndarray:
+  """Each response's number of pairs won minus lost: the label's order as grades."""
+  wins = (ranked.better > 0).sum(-1)
+  return (wins - (ranked.better > 0).sum(-2)).astype(np.float64)

@@ -1,0 +1,237 @@
+"""One training stage: state, resume, hooks, loop, result (floor 8)."""
+
+import math
+import time
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from instructjax import loop, optimizer, sharding, train_state
+from instructjax.algorithm import Algorithm
+from instructjax.checkpoint import Checkpoints
+from instructjax.data.pipeline import prefetch
+from instructjax.display import Progress
+from instructjax.hooks import MetricsWriter
+from instructjax.losses.policy import explained_variance
+from instructjax.metrics import Mean, compute_metrics, merge_metrics
+from instructjax.stages.context import Context
+from instructjax.train_state import TrainState
+
+# Items of a checkpoint. 'params' alone is what a later stage starts from.
+ITEMS = ('step', 'params', 'opt_state', 'ema', 'extras', 'bad_step')
+
+
+class Stopped(Exception):
+  """The run was asked to stop; its state is saved."""
+
+
+class Feed:
+  """Batches on the devices, built one step ahead by a thread.
+
+  Args:
+    mesh: streams are split over its data and fsdp axes.
+    build: step -> (streams of numpy arrays, host rows or None).
+    start, stop: steps.
+  """
+
+  def __init__(self, mesh, build: Callable[[int], tuple[dict, Any]], start: int, stop: int):
+    self._mesh = mesh
+    self._batches = prefetch(build, start, stop)
+    self._tokens = 0
+
+  def __call__(self, step: int) -> dict:
+    del step  # the prefetcher goes through the same steps in order
+    streams, records = next(self._batches)
+    batch = {}
+    for name, stream in streams.items():
+      rows = getattr(stream, 'rows', None)
+      if rows is not None:
+        self._tokens += int(np.count_nonzero(rows.group))
+      batch[name] = sharding.put_batch(self._mesh, stream, axis=0 if name == 'prompts' else 1)
+    if records is not None:
+      batch['records'] = records
+    return batch
+
+  def take_tokens(self) -> int:
+    """Tokens in packed rows since the last call."""
+    taken, self._tokens = self._tokens, 0
+    return taken
+
+  def close(self) -> None:
+    self._batches.close()
+
+
+class Stage(NamedTuple):
+  """What a training stage brings.
+
+  Attributes:
+    name, config: of the stage.
+    algorithm: the record.
+    params: initial parameters by trained role, `frozen` those that only score.
+    optimizers: config by trained role.
+    build: step -> (streams, host rows), see `Feed`.
+    steps: outer steps.
+    extras: initial adaptive coefficients.
+    averaging: of the roles in `ema_roles`.
+    validate: (step, state) -> dict of validation numbers, or None.
+    keep: steps whose checkpoints are kept for ever.
+    shown: metric names in the progress bar.
+    stop: (computed metrics) -> reason to stop early, or None.
+  """
+
+  name: str
+  config: Any
+  algorithm: Algorithm
+  params: dict
+  frozen: dict
+  optimizers: dict
+  build: Callable
+  steps: int
+  extras: dict
+  averaging: loop.Averaging
+  ema_roles: tuple
+  validate: Callable
+  keep: Collection[int]
+  shown: tuple[str, ...]
+  stop: Callable
+
+
+def derived(computed: dict[str, float]) -> dict[str, float]:
+  """Numbers that are no mean of anything, made of those that are."""
+  out = dict(computed)
+
+  def deviation(mean, square):
+    return math.sqrt(max(out.pop(square) - out[mean] ** 2, 0.0))
+
+  if 'value/error_square' in out:
+    out['value/explained_variance'] = explained_variance(out)
+  if 'rollout/score_square' in out:
+    out['rollout/score_std'] = deviation('rollout/score', 'rollout/score_square')
+  if 'policy/advantage_square' in out:
+    out['policy/advantage_std'] = deviation('policy/advantage_mean', 'policy/advantage_square')
+  if 'policy/log_ratio_max_first' in out:
+    out['policy/first_log_ratio_max'] = out.pop('policy/log_ratio_max_first')
+    out['policy/first_loss'] = out.pop('policy/loss_first')
+  if 'policy/entropy' in out:
+    out['rollout/entropy'] = out.pop('policy/entropy')
+  return out
+
+
+class _Log:
+  """Every `every` steps: fetch, check health, write, show."""
+
+  def __init__(self, stage: Stage, writer, progress, feed, history: list):
+    self._stage, self._writer, self._progress, self._feed = stage, writer, progress, feed
+    self._pending, self._history = [], history
+    self._last = time.monotonic()
+    self.reason = None
+
+  def __call__(self, step: int, state: TrainState, metrics: dict) -> bool:
+    self._pending.append(metrics)
+    c = self._stage.config
+    # A checkpoint takes no pending metrics along, so they are written out before each one.
+    due = not step % c.log_steps or not step % c.checkpoint_steps or step in self._stage.keep
+    if not due and step != self._stage.steps:
+      return False
+    fetched, bad_step = jax.device_get((self._pending, state.bad_step))
+    self._pending = []
+    if bad_step >= 0:
+      raise FloatingPointError(
+        f'stage {self._stage.name}: loss or gradient was not finite at step {int(bad_step) + 1}; '
+        'nothing after it was saved. Lower the learning rate, or look at that batch.')
+    merged = {}
+    for one in fetched:
+      merged = merge_metrics(merged, one)
+    computed = derived({k: float(v) for k, v in compute_metrics(merged).items()})
+    length = merged.get('rollout/length')
+    tokens = self._feed.take_tokens() + (int(length.total) if isinstance(length, Mean) else 0)
+    now = time.monotonic()
+    computed['tokens_per_second'] = tokens / max(now - self._last, 1e-9)
+    self._last = now
+    self._writer.write(step, 'train', computed)
+    self._history.append({'step': step, **computed})
+    self._progress.update(
+      step, tokens=tokens, metrics={k: computed[k] for k in self._stage.shown if k in computed})
+    self.reason = self._stage.stop(computed)
+    return self.reason is not None
+
+
+def _items(state: TrainState) -> dict:
+  scalars = ('step', 'bad_step')
+  items = {name: getattr(state, name) for name in ITEMS if name not in scalars}
+  return {**items, 'counters': {name: getattr(state, name) for name in scalars}}
+
+
+def _from_items(items: dict) -> TrainState:
+  counters = items['counters']
+  return TrainState(**{k: v for k, v in items.items() if k != 'counters'}, **counters)
+
+
+def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
+  """Trains, or resumes, a stage to its end.
+
+  Returns:
+    (final state, logged training metrics of this process, checkpoint path relative to the workdir)
+
+  Raises:
+    Stopped: a signal asked to stop; the state was saved.
+    FloatingPointError: a loss or gradient was not finite.
+  """
+  c = stage.config
+  made = {role: optimizer.make_optimizer(
+    config, steps=stage.steps, updates_per_step=stage.algorithm.updates_per_step)
+    for role, config in stage.optimizers.items()}
+  optimizers = {role: o for role, (o, _) in made.items()}
+  schedules = {role: s for role, (_, s) in made.items()}
+  state = train_state.make_state(
+    stage.params, optimizers, ema_roles=stage.ema_roles, extras=stage.extras, mesh=ctx.mesh)
+  directory = ctx.directory(stage.name)
+  history = []
+  keep = frozenset(stage.keep)
+  with Checkpoints(directory / 'checkpoints', keep_last=2, keep_steps=keep) as checkpoints:
+    latest = checkpoints.latest()
+    if latest is not None:
+      state = _from_items(checkpoints.load(latest, _items(train_state.abstract_of(state))))
+    start = latest if latest is not None else 0
+    feed = Feed(ctx.mesh, stage.build, start, stage.steps)
+    tracking = ctx.config.tracking
+    with MetricsWriter(
+        directory, resume_step=latest, tensorboard=tracking.tensorboard,
+        wandb=dict(tracking.wandb) if tracking.wandb is not None else None) as writer, Progress(
+          stage.name, stage.steps, start) as progress:
+      log = _Log(stage, writer, progress, feed, history)
+
+      def validate(step, state, metrics):
+        del metrics
+        due = c.valid_steps and step % c.valid_steps == 0
+        if due or step == stage.steps or step in keep or log.reason is not None:
+          values = stage.validate(step, state)
+          if values:
+            writer.write(step, 'valid', values)
+
+      def save(step, state, metrics):
+        del metrics
+        stopping = ctx.stopper.should_stop(step)
+        due = step % c.checkpoint_steps == 0 or step == stage.steps or step in keep
+        if due or stopping or log.reason is not None:
+          if int(jax.device_get(state.bad_step)) >= 0:
+            raise FloatingPointError(
+              f'stage {stage.name}: not finite at step {int(state.bad_step) + 1}')
+          checkpoints.save(step, _items(state), {'stage': stage.name})
+        return stopping and step != stage.steps
+
+      if start < stage.steps:
+        step_fn = loop.compile_step(
+          stage.algorithm, optimizers, schedules, stage.averaging, state, stage.frozen, ctx.mesh)
+        state = loop.run(
+          stage.algorithm, step_fn, state, stage.frozen, feed, stage.steps, ctx.key(stage.name),
+          (log, validate, save))
+      feed.close()
+    last = checkpoints.latest()
+    if last < stage.steps and log.reason is None:
+      raise Stopped(f'stage {stage.name} was stopped and saved at step {last} of {stage.steps}')
+  if log.reason is not None:
+    print(f'{stage.name}: stopped at step {last}: {log.reason}')
+  return state, history, f'{stage.name}/checkpoints/{last}'
