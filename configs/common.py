@@ -138,7 +138,7 @@ def language(
   c.train_examples = placeholder(int)
   # 'token': mean over tokens; 'response': mean over demonstrations of their per-token mean.
   c.unit = 'token'
-  # Weight of prompt tokens in the loss of demonstrations; the paper does not say, 0 leaves them out.
+  # Weight of prompt tokens in the loss of demonstrations; the paper does not say, 0 = none.
   c.prompt_loss = 0.0
   # Coefficient of log(normaliser)^2; 0 = off.
   c.z_loss = 0.0
@@ -266,7 +266,7 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   c.ptx_unit = 'token'
   c.ptx_ratio = 8
   c.ptx_microbatches = 1
-  c.ptx_row_length = 128
+  c.ptx_row_length = 96
   # Rollouts: the policy's own distribution. Others are refused.
   c.temperature = 1.0
   c.top_k = 0
@@ -300,7 +300,7 @@ def evaluate(*, prompts: int) -> ConfigDict:
   # The language stage whose row length and text serve as the held-out documents.
   c.text_stage = 'pretrain'
   # Prompts shown with every model's answer.
-  c.shown_samples = 12
+  c.shown_samples = 60
   c.baseline = 'sft'
   # Stages for what the models are compared with.
   c.baseline_stage = 'select'

@@ -22,13 +22,13 @@ def data() -> ConfigDict:
   c.labelers = 12
   # Two labelers agree on this share of the pairs that both rank strictly.
   c.labeler_agreement = 0.73
-  c.calibration_prompts = 600
+  c.calibration_prompts = 1_500
   c.documents = 40_000
   c.valid_documents = 2_000
-  c.demonstrations = 12_000
+  c.demonstrations = 20_000
   c.valid_demonstrations = 1_000
   c.ppo_prompts = 8_000
-  c.rank_prompts = 8_000
+  c.rank_prompts = 14_000
   c.rank_valid_prompts = 600
   c.valid_prompts = 600
   c.test_prompts = 1_000
@@ -46,27 +46,30 @@ def get_config(arg: str = '') -> ConfigDict:
   c.stages = ('pretrain', 'sft', 'rl_init', 'collect', 'reward_model', 'select', 'ppo', 'evaluate')
   c.data = data()
   c.tokenizer = ConfigDict({'kind': 'world'})
-  c.limits = common.limits(prompt_tokens=56, response_tokens=24)
+  c.limits = common.limits(prompt_tokens=40, response_tokens=16)
   c.models = ConfigDict({
-    'policy': common.model('tiny', context=128), 'reward': common.model('tiny', context=128)})
+    'policy': common.model('tiny', context=64), 'reward': common.model('tiny', context=64)})
   c.mesh = common.mesh()
   c.rules = common.network_rules()
   c.tracking = common.tracking()
 
   c.pretrain = common.language(
-    'pretrain', init=None, batch_size=128, row_length=128, peak=4e-3)
-  c.pretrain.train_epochs = 3.0
+    'pretrain', init=None, batch_size=64, row_length=96, peak=4e-3)
+  c.pretrain.train_epochs = 2.0
+  c.pretrain.optimizer.schedule.warmup_steps = 50
 
   c.sft = common.language(
-    'demonstrations', init='pretrain', batch_size=64, row_length=128, peak=2e-3)
+    'demonstrations', init='pretrain', batch_size=32, row_length=96, peak=2.5e-3)
   c.sft.train_epochs = 4.0
+  c.sft.optimizer.schedule.warmup_steps = 50
   c.sft.pretrain_ratio = 0.25
-  c.sft.pretrain_coef = 0.2
+  c.sft.pretrain_coef = 0.1
   c.sft.candidates = 4
 
   c.rl_init = common.language(
-    'demonstrations', init='pretrain', batch_size=64, row_length=128, peak=2e-3)
+    'demonstrations', init='pretrain', batch_size=32, row_length=96, peak=2.5e-3)
   c.rl_init.train_epochs = 2.0
+  c.rl_init.optimizer.schedule.warmup_steps = 50
   c.rl_init.pretrain_ratio = 0.5
   c.rl_init.pretrain_coef = 1.0
 

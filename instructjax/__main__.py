@@ -9,8 +9,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The recipe: a file of configs/, with :argument for its presets. Any field can be '
-  'overridden, as in --config.ppo.kl_coef=0.05.', lock_config=True)
+  'config', None, 'The recipe: a file of configs/, with :argument for its presets. Any field can '
+  'be overridden, as in --config.ppo.kl_coef=0.05.', lock_config=True)
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where checkpoints, metrics and the report go. A run that was stopped goes on '
   'from here.')
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments {arguments[1:]}')
   # Imported after the flags are parsed, so that --help is quick and the environment is set.
   from instructjax import config as config_lib
-  from instructjax import pipeline
+  from instructjax import pipeline, report
   from instructjax.stages.training import Stopped
 
   logging.set_verbosity(logging.ERROR)
@@ -51,9 +51,9 @@ def main(arguments: list[str]) -> None:
     if os.environ.get('INSTRUCTJAX_TRACEBACK'):
       raise
     sys.exit(f'instructjax: {error}\n(INSTRUCTJAX_TRACEBACK=1 shows where this was raised)')
-
-
-
+  written = report.write_report(
+    workdir, list(config.stages), title=config.title, seed=config.seed)
+  print(f'report: {written.html}')
 
 
 if __name__ == '__main__':

@@ -73,6 +73,7 @@ def run(
       state, metrics = step_fn(
         state, frozen, batch, collected, jax.random.fold_in(k_step, UPDATE))
       # Every hook runs, also after one has asked to stop.
-      if any([hook(step + 1, state, metrics) for hook in hooks]):
+      asked = [hook(step + 1, state, metrics) for hook in hooks]
+      if any(asked):
         break
   return state

@@ -5,8 +5,9 @@ microbatch axis m: the train step scans over it, and each slice is complete in i
 point into its own rows). Batch sizes count prompts, episodes or documents; how many rows they fill
 is the loader's matter.
 
-Dimension letters: m microbatches, N rows, T tokens in a row, M selected slots in a row, n responses,
-R tokens in a response, G groups (prompts), K responses of a prompt, P tokens in a prompt.
+Dimension letters: m microbatches, N rows, T tokens in a row, M selected slots in a row, n
+responses, R tokens in a response, G groups (prompts), K responses of a prompt, P tokens in a
+prompt.
 """
 
 import dataclasses

@@ -173,7 +173,7 @@ def write_evaluation(workdir, seed):
       value = value + 0.005 * rng.normal()
       where = {"model": model, "baseline": "sft", "judge": judge}
       rows.append(row(e, "win_rate", value, value - 0.022, value + 0.021, **where))
-      strict = 0.5 + 1.6 * (value - 0.5)
+      strict = 0.5 + 1.2 * (value - 0.5)
       rows.append(row(e, "win_rate_no_ties", strict, strict - 0.03, strict + 0.03, **where))
   for model, likert, kl, length, loss in (
     ("base", 2.1, None, 15.2, 1.2),

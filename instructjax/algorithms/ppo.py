@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from instructjax import arrays, generation, scoring
+from instructjax import arrays, scoring
 from instructjax.algorithm import Algorithm, Pass, no_adapt
 from instructjax.generation import Sampling
 from instructjax.losses import policy as policy_losses
@@ -45,7 +45,8 @@ class PPOSettings:
     value_coef: weight of the value loss.
     entropy_coef: weight of an entropy bonus; 0 in the paper.
     kl_coef: coefficient of the per-token KL inside the reward, in score units a nat.
-    kl_target, kl_horizon: adaptive coefficient (Ziegler et al. 2019); target None keeps it constant.
+    kl_target, kl_horizon: adaptive coefficient (Ziegler et al. 2019); a target of None keeps it
+      constant.
     kl_loss, kl_loss_coef: an extra differentiable KL term. 'k2' and 'exact' have the gradient of
       KL(policy, ref) on the policy's own samples, 'k3' that of KL(ref, policy) there.
     score_bias, score_scale, score_clip: score <- clip((score - bias) * scale, +-clip).
@@ -155,8 +156,8 @@ def _ppo_pass(
     slots = scoring.token_scores(policy, params['policy'], e.rows, e.gather.select)
     logprobs = scoring.to_responses(slots.logprobs, e.gather)
     entropy = scoring.to_responses(slots.entropy, e.gather)
-    estimates = settings.score_scale * scoring.to_responses(
-      scoring.values(value, params['value'], e.rows, e.gather.select), e.gather)
+    raw_values = scoring.values(value, params['value'], e.rows, e.gather.select)
+    estimates = scoring.to_responses(scaled_values(settings, raw_values), e.gather)
     terms = {
       'policy': policy_losses.clipped_surrogate_total(
         logprobs, e.old_logprobs, batch.advantages, mask, clip_range=settings.clip_range),
@@ -230,13 +231,27 @@ def make_ppo(
     first=('policy/log_ratio_max', 'policy/loss'))
 
 
-def split_episodes(x: Array, splits: int) -> Array:
-  """[n, ...] -> [splits, n/splits, ...], every split taking episodes from all over the batch.
+def split_episodes(x: Array, minibatches: int, microbatches: int) -> Array:
+  """[n, ...] -> [u*m, n/(u*m), ...], every split taking episodes from all over the batch.
 
-  The batch axis may be sharded; striding leaves each episode on its device.
+  Episode i belongs to minibatch i mod u, for any number of microbatches. The batch axis may be
+  sharded; striding leaves each episode on its device.
   """
-  arrays.exact_div(x.shape[0], splits, 'episodes a step / (minibatches x microbatches)')
-  return x.reshape(x.shape[0] // splits, splits, *x.shape[1:]).swapaxes(0, 1)
+  splits = minibatches * microbatches
+  size = arrays.exact_div(x.shape[0], splits, 'episodes a step / (minibatches x microbatches)')
+  strided = x.reshape(size, microbatches, minibatches, *x.shape[1:])
+  return strided.swapaxes(0, 2).reshape(splits, size, *x.shape[1:])
+
+
+def join_episodes(x: Array, minibatches: int, microbatches: int) -> Array:
+  """The inverse of `split_episodes`: [u*m, k, ...] -> [u*m*k, ...]."""
+  strided = x.reshape(minibatches, microbatches, *x.shape[1:])
+  return strided.swapaxes(0, 2).reshape(-1, *x.shape[2:])
+
+
+def scaled_values(settings: PPOSettings, raw: Float[Array, '...']) -> Float[Array, '...']:
+  """The value network's output in score units: the reward model it starts from is scored so too."""
+  return (raw - settings.score_bias) * settings.score_scale
 
 
 def score_samples(
@@ -259,9 +274,11 @@ def score_samples(
     return Experience(
       rows=rows, gather=gather, old_logprobs=read(old.logprobs),
       ref_logprobs=read(reference.logprobs),
-      old_values=settings.score_scale * read(estimates), scores=scores, ended=s.ended)
+      old_values=read(scaled_values(settings, estimates)), scores=scores, ended=s.ended)
 
-  split = jax.tree.map(lambda x: split_episodes(x, settings.splits), (prompts, samples, shaped))
+  split = jax.tree.map(
+    lambda x: split_episodes(x, settings.minibatches, settings.microbatches),
+    (prompts, samples, shaped))
   return jax.lax.map(one, split)
 
 
@@ -269,7 +286,7 @@ def rollout_metrics(experience: Experience, samples: Samples, settings: PPOSetti
   """What an iteration shows of its episodes, before any update."""
   e, mask = experience, experience.gather.mask
   everywhere = jnp.ones_like(e.scores)
-  sampled = split_episodes(samples.logprobs, settings.splits)
+  sampled = split_episodes(samples.logprobs, settings.minibatches, settings.microbatches)
   gap = jnp.where(mask, jnp.abs(sampled - e.old_logprobs), 0)
   k1 = jnp.where(mask, kl.k1(e.old_logprobs, e.ref_logprobs), 0)
   k3 = jnp.where(mask, kl.k3(e.old_logprobs, e.ref_logprobs), 0)

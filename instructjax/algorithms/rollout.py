@@ -92,11 +92,11 @@ def make_collect(
 
   def model_part(part: ModelReward):
     def score(params, prompts, samples):
-      micro = jax.tree.map(
-        lambda x: ppo.split_episodes(x, settings.splits), (prompts, samples))
+      splits = settings.minibatches, settings.microbatches
+      micro = jax.tree.map(lambda x: ppo.split_episodes(x, *splits), (prompts, samples))
       scores = jax.lax.map(
         lambda x: scoring.sample_scores(part.model, params, x[0], x[1]), micro)
-      return scores.swapaxes(0, 1).reshape(-1)
+      return ppo.join_episodes(scores, *splits)
     return jax.jit(score, out_shardings=whole)
 
   def finish(params, ref_params, kl_coef, prompts, samples, part_scores):

@@ -10,6 +10,10 @@ from instructjax.evaluators.evidence import Check, is_number, show
 from instructjax.evaluators.run_files import StageFiles, find_setting
 
 _ARM_WORDS = {"ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+_WIN_RATES = {
+  "win_rate": "Win rates, a tie counts half",
+  "win_rate_no_ties": "Win rates without ties",
+}
 _NO_SEED_TABLE = ("steps", "seconds", "rejected_rows")
 
 
@@ -66,24 +70,27 @@ def _seed_cell(row: dict[str, Any] | None) -> str:
   return f"{value.removesuffix(' %')} [{low}, {high}]"
 
 
-def _seed_table(heading: str, means: Sequence[dict], seeds: Sequence[int], note: str) -> list:
+def _seed_table(
+  heading: str, means: Sequence[dict], seeds: Sequence[int], note: str, *, one_metric: bool
+) -> list:
   if not means:
     return [page.Heading(2, heading), page.Text("Nothing of this kind was recorded.", True)]
   cells, strong = [], []
   for i, m in enumerate(means):
     scale = 100 if m["metric"] in sections.RATES else 1
-    spread = "–" if m["standard_deviation"] is None else show(scale * m["standard_deviation"])
+    spread = "–" if m["standard_deviation"] is None else f"{scale * m['standard_deviation']:.2g}"
     what = sections.word(m["model"])
     if m["baseline"] is not None:
       what += f" vs {sections.word(m['baseline'])}"
     judge = sections.JUDGE_WORDS.get(m["judge"], str(m["judge"]))
     seen = [_seed_cell(m["by_seed"].get(s)) for s in seeds]
-    metric = m["metric"].replace("_", " ")
-    cells.append((metric, what, judge, sections.number(m["mean"], m["metric"]), spread, *seen))
-    if (m["metric"], m["model"], m["baseline"]) == ("win_rate", "ppo_ptx", "sft"):
+    first = () if one_metric else (m["metric"].replace("_", " "),)
+    cells.append((*first, what, judge, sections.number(m["mean"], m["metric"]), spread, *seen))
+    if one_metric and (m["model"], m["baseline"]) == ("ppo_ptx", "sft"):
       strong.append(i)
-  columns = ("metric", "model", "judge", "mean", "sd", *(f"seed {s}" for s in seeds))
-  numeric = tuple(range(3, len(columns)))
+  names = ("model", "judge", "mean", "sd", *(f"seed {s}" for s in seeds))
+  columns = names if one_metric else ("metric", *names)
+  numeric = tuple(range(columns.index("mean"), len(columns)))
   table = page.Table(columns, cells, numeric=numeric, strong=strong)
   return [page.Heading(2, heading), page.Text(note, True), table]
 
@@ -186,29 +193,29 @@ def combined(
   """The blocks of the page, and what report.json holds beside rows and checks."""
   seeds = sorted({r.seed for r in runs})
   means = mean_rows([row for run in runs for row in run.rows])
-  wins = [m for m in means if m["metric"] in ("win_rate", "win_rate_no_ties")]
   place = sections.model_place
-  wins.sort(
-    key=lambda m: (m["metric"], place(m["baseline"]), place(m["model"]), str(m["judge"]))
-  )
-  rest = [m for m in means if m not in wins and m["metric"] not in _NO_SEED_TABLE]
+  wins = {name: [m for m in means if m["metric"] == name] for name in _WIN_RATES}
+  for found in wins.values():
+    found.sort(key=lambda m: (place(m["baseline"]), place(m["model"]), str(m["judge"])))
+  rest = [m for m in means if m["metric"] not in (*_WIN_RATES, *_NO_SEED_TABLE)]
   rest.sort(key=lambda m: (m["metric"], str(m["judge"]), place(m["model"])))
   traces, notes = find_traces(runs, arms)
-  found = tax.compare_tax(traces["ppo"], traces["ppo_ptx"])
+  compared = tax.compare_tax(traces["ppo"], traces["ppo_ptx"])
   blocks: list = [
     page.Heading(1, title),
     page.Text(f"{len(runs)} runs · seeds {', '.join(map(str, seeds))}", True),
   ]
   note = "Each seed with its 95 % interval over prompts; mean and standard deviation over seeds."
-  blocks += _seed_table("Win rates", wins, seeds, note)
-  blocks += _tax_blocks(traces, notes, found)
-  blocks += _seed_table("Other quantities", rest, seeds, note)
+  for name, heading in _WIN_RATES.items():
+    blocks += _seed_table(heading, wins[name], seeds, note, one_metric=True)
+  blocks += _tax_blocks(traces, notes, compared)
+  blocks += _seed_table("Other quantities", rest, seeds, note, one_metric=False)
   blocks += _verdict_table(runs)
   bare = [{k: v for k, v in m.items() if k != "by_seed"} for m in means]
   verdict_data = {
-    "status": found.status,
-    "reason": found.reason,
-    "points": [p._asdict() for p in found.points],
+    "status": compared.status,
+    "reason": compared.reason,
+    "points": [p._asdict() for p in compared.points],
     "left_out": notes,
   }
   return blocks, {"means": bare, "tax": verdict_data}

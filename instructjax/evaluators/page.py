@@ -98,13 +98,15 @@ color:var(--accent);font-variant-numeric:tabular-nums}
 .card span{display:block;font-weight:600;margin-top:4px}
 .card small{color:var(--soft);font-size:.85rem}
 .panel{padding:4px 0;margin:12px 0;overflow-x:auto}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:14px;
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:14px;
 margin:14px 0}.figures.wide{grid-template-columns:minmax(0,1fr)}
 figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:12px;padding:10px}
-.wide figure{max-width:820px}figure svg{display:block;width:100%;height:auto}
+figure svg{display:block;width:100%;height:auto}
+.wide figure{max-width:820px;overflow-x:auto}.wide svg{min-width:560px}
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{padding:7px 14px;text-align:left;vertical-align:top;border-top:1px solid var(--line)}
 thead th{border-top:0;color:var(--soft);font-weight:600;font-size:.83rem;white-space:nowrap}
+td:first-child{font-weight:500}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 tr.strong td{font-weight:600;background:#f3f8fd}
 .s{display:inline-block;border-radius:99px;padding:1px 10px;font-size:.8rem;font-weight:600;
@@ -120,8 +122,9 @@ font-size:.9rem}.strip a:hover{border-color:var(--accent)}
 .sample{background:#fff;border:1px solid var(--line);border-radius:12px;margin:14px 0;
 overflow:hidden}
 .sample .prompt{padding:12px 16px;background:#f0f4f8;white-space:pre-wrap;overflow-wrap:anywhere}
-.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,230px),1fr))}
-.answers>div{padding:12px 16px;border-top:1px solid var(--line);border-right:1px solid var(--line);
+.answers{display:flex;flex-wrap:wrap}
+.answers>div{flex:1 1 180px;padding:12px 16px;border-top:1px solid var(--line);
+border-right:1px solid var(--line);
 margin-right:-1px}.answers b{font-size:.83rem;color:var(--accent);display:block}
 .answers p{margin:.35em 0;white-space:pre-wrap;overflow-wrap:anywhere}
 .answers small{color:var(--soft)}
@@ -132,6 +135,7 @@ pre{overflow-x:auto;font-size:.82rem;line-height:1.45;margin:.8em 0}
 th,td{padding:6px 10px}.card b{font-size:1.45rem}table{font-size:.86rem}
 table.checks thead{display:none}table.checks tr{display:block;padding:9px 12px;
 border-top:1px solid var(--line)}table.checks td{display:block;border:0;padding:1px 0}
+table.checks td:empty{display:none}
 table.checks td[data-c]:not(:first-child):before{content:attr(data-c) ": ";color:var(--soft)}}
 @media print{body{background:#fff}figure,.card,.sample{break-inside:avoid}}
 """

@@ -54,7 +54,7 @@ def _svg(figure: Figure, name: str) -> str:
   return re.sub(r"url\(#", f"url(#{tag}-", text)
 
 
-def _panel(title: str, ylabel: str, size=(4.6, 2.7)):
+def _panel(title: str, ylabel: str, size=(3.9, 2.5)):
   figure = Figure(figsize=size, layout="constrained", facecolor="white")
   axes = figure.subplots()
   axes.set_title(title, pad=8)
@@ -63,10 +63,11 @@ def _panel(title: str, ylabel: str, size=(4.6, 2.7)):
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-  """Mean over the last `window` values, shorter at the start."""
+  """Mean over the values within window / 2 on both sides, fewer at the ends, so without a lag."""
   total = np.concatenate([[0.0], np.cumsum(values)])
-  ends = np.arange(1, len(values) + 1)
-  begins = np.maximum(ends - window, 0)
+  places = np.arange(len(values))
+  reach = np.minimum(window // 2, np.minimum(places, len(values) - 1 - places))
+  begins, ends = places - reach, places + reach + 1
   return (total[ends] - total[begins]) / (ends - begins)
 
 
@@ -124,12 +125,12 @@ def intervals(name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> str:
   labels = list(dict.fromkeys(r["label"] for r in rows))
   judges = list(dict.fromkeys(r["judge"] for r in rows))
   with matplotlib.rc_context(_STYLE):
-    height = 1.15 + 0.34 * len(labels)
+    height = 1.15 + 0.4 * len(labels)
     figure, axes = _panel(title, "", size=(7.0, height))
     for row in rows:
       k = judges.index(row["judge"])
       colour = COLOURS[k % len(COLOURS)]
-      offset = (k - (len(judges) - 1) / 2) * 0.26
+      offset = (k - (len(judges) - 1) / 2) * 0.34
       y = labels.index(row["label"]) + offset
       if row["low"] is not None and row["high"] is not None:
         axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, lw=2.4, alpha=0.55)
@@ -181,7 +182,7 @@ def frontier(
 ) -> str:
   """Traces through a plane, one colour an arm, one line a seed; `points` marks places on x."""
   with matplotlib.rc_context(_STYLE):
-    figure, axes = _panel(title, ylabel, size=(4.6, 2.7) if small else (7.0, 3.2))
+    figure, axes = _panel(title, ylabel, size=(3.9, 2.5) if small else (7.0, 3.2))
     for place in points:
       axes.axvline(place, color=GRID, lw=6, zorder=0)
     axes.axhline(0, color=SOFT, lw=1, ls=(0, (4, 3)))

@@ -11,6 +11,7 @@ from instructjax.algorithms.reward_model import ranking_scores
 from instructjax.data.pipeline import RankingLoader
 from instructjax.evaluators import statistics
 from instructjax.models.transformer import ModelConfig
+from instructjax.types import RankingBatch
 
 
 class RankedScores(NamedTuple):
@@ -29,14 +30,15 @@ class RankingEvaluator:
     self._batches = []
     for step in range(loader.steps()):
       batch = loader.batch(step)
-      self._batches.append((batch, sharding.put_batch(mesh, batch, axis=1)))
+      items = loader.indices(step)[_places(batch)]
+      self._batches.append((items, batch, sharding.put_batch(mesh, batch, axis=1)))
     self._scores = jax.jit(
       lambda params, batch: jax.lax.map(lambda b: ranking_scores(model, params, b), batch))
 
   def run(self, params) -> RankedScores:
-    """Scores and labels by prompt, in the order in which the loader deals prompts."""
-    parts = []
-    for host, batch in self._batches:
+    """Scores and labels by prompt, in the order of the loader's items."""
+    parts, order = [], []
+    for items, host, batch in self._batches:
       k = host.response_mask.shape[-1]
       mask = host.response_mask.reshape(-1, k)
       real = mask.any(-1)
@@ -44,7 +46,19 @@ class RankingEvaluator:
       parts.append(RankedScores(
         scores[real], mask[real], host.better.reshape(-1, k, k)[real],
         host.length.reshape(-1, k)[real]))
-    return RankedScores(*(np.concatenate(field) for field in zip(*parts)))
+      order.append(items)
+    ordered = np.argsort(np.concatenate(order), kind='stable')
+    return RankedScores(*(np.concatenate(field)[ordered] for field in zip(*parts)))
+
+
+def _places(batch: RankingBatch) -> np.ndarray:
+  """Place in the global batch of every prompt that is there, in the order of the batch."""
+  group = np.take_along_axis(batch.rows.group, batch.gather.select, axis=-1)
+  group = group.reshape(group.shape[0], -1)
+  k = batch.response_mask.shape[-1]
+  first = batch.gather.index[:, ::k, 0]
+  places = np.take_along_axis(group, first, axis=-1) - 1
+  return places[batch.response_mask.any(-1)]
 
 
 def ranking_report(ranked: RankedScores) -> tuple[dict[str, float], list]:

@@ -34,6 +34,7 @@ class StageFiles:
   rejected: int
   config: dict[str, Any]
   environment: dict[str, Any]
+  trace: list[dict[str, Any]]
 
 
 def _json(path: pathlib.Path, empty):
@@ -49,7 +50,8 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
   """Objects of a .jsonl file; a last line cut off by a kill is left out, any other is an error."""
   if not path.is_file():
     return []
-  lines = path.read_text(encoding="utf-8").splitlines()
+  # Not splitlines(): a text may hold U+2028, which is no line end in JSON lines.
+  lines = path.read_text(encoding="utf-8").split("\n")
   found = []
   for number, line in enumerate(lines, start=1):
     if not line.strip():
@@ -57,7 +59,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
       found.append(json.loads(line))
     except json.JSONDecodeError as error:
-      if number == len(lines):
+      if number == len(lines):  # no line end: the writer was stopped here
         break
       raise ValueError(f"{path}:{number} is not JSON ({error}); remove that line") from error
   return found
@@ -99,6 +101,7 @@ def read_stage(workdir, stage: str) -> StageFiles:
     rejected=len(_lines(folder / "rejected.jsonl")),
     config=_json(folder / "config.json", {}),
     environment=_json(folder / "environment.json", {}),
+    trace=_json(folder / "trace.json", []),
   )
 
 

@@ -97,7 +97,8 @@ def number(value: float | None, metric: str) -> str:
 def interval(row: dict[str, Any]) -> str:
   if row["low"] is None or row["high"] is None:
     return "–"
-  return f"{number(row['low'], row['metric'])} to {number(row['high'], row['metric'])}"
+  low = number(row["low"], row["metric"]).removesuffix(" %")
+  return f"{low} to {number(row['high'], row['metric'])}"
 
 
 def _count(row: dict[str, Any]) -> str:
@@ -209,7 +210,7 @@ def model_table(rows: Sequence[dict[str, Any]]) -> list:
 
 def _sample_note(s: dict[str, Any]) -> str:
   parts = [("RM score", s.get("score")), ("gold", s.get("gold"))]
-  return " · ".join(f"{what} {show(v)}" for what, v in parts if is_number(v))
+  return " · ".join(f"{what} {v:.2f}" for what, v in parts if is_number(v))
 
 
 def samples(files: Sequence[StageFiles], most: int) -> list:
@@ -284,6 +285,8 @@ def check_table(found: Sequence[Check]) -> list:
     for c in found
   ]
   columns = ("check", "verdict", "seen", "expected", "where to look")
+  if not any(c[-1] for c in cells):
+    columns, cells = columns[:-1], [c[:-1] for c in cells]
   return [page.Table(columns, cells, status_column=1)]
 
 
@@ -358,8 +361,12 @@ def settings(files: Sequence[StageFiles]) -> list:
 def tax_trace(stage: StageFiles) -> tuple[list[float], list[float], list[float], str]:
   """(KL, tax, the tax's standard error or nan) at each validation, and why there is none.
 
-  tax: `tax` where the stage records it, else held-out pretrain/loss minus that of step 0.
+  From `trace.json`, measured on the test prompts and documents, where the run has one; else
+  from the validations, with held-out pretrain/loss minus that of step 0 as the tax.
   """
+  if stage.trace:
+    kl, tax, error = ([float(t[k]) for t in stage.trace] for k in ("kl", "tax", "tax_error"))
+    return kl, tax, error, ""
   records = [
     m for m in stage.metrics if m["split"] == "valid" and is_number(m.get("kl"))
   ]

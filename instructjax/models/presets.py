@@ -10,7 +10,7 @@ from instructjax.models.transformer import ModelConfig
 # name: (layers, width, heads, initial standard deviation)
 SIZES = {
   'micro': (1, 32, 2, 0.1),
-  'tiny': (2, 64, 4, 0.08),
+  'tiny': (2, 64, 2, 0.08),
   'mini': (4, 128, 4, 0.06),
   'small': (4, 256, 8, 0.04),
   '125m': (12, 768, 12, 0.02),

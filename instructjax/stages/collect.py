@@ -48,9 +48,8 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     prompts = sampling.prompt_set(ctx, purpose)
     rng = np.random.default_rng(ctx.seed(f'{name} {split}'))
     key = ctx.key(f'{name} {split}')
-    # Some of the samples of a prompt will be equal, so more are drawn than are wanted.
     sampled = _ended(ctx, evaluator.sample(
-      main, prompts.tokens, key, samples=c.max_responses + 2))
+      main, prompts.tokens, key, samples=c.max_responses))
     extra = _ended(ctx, evaluator.sample(
       other, prompts.tokens, ctx.key(f'{name} {split} other'), samples=1))
     counts[split] = _write(ctx, c, split, name, prompts, rng, sampled, extra)

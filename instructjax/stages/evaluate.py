@@ -96,9 +96,12 @@ class Evaluation:
 
   def trace(self, stage: str) -> list[dict]:
     """(KL, tax) at every kept checkpoint of a ppo stage, on the test prompts and documents."""
-    found = []
+    # Every arm starts at the reference: no distance, no tax.
+    found = [{'step': 0, 'kl': 0.0, 'tax': 0.0, 'tax_error': 0.0}]
     summary = self.ctx.summary(stage)
     for validation in summary['validations']:
+      if not validation['step']:
+        continue
       path = str(self.ctx.workdir / stage / 'checkpoints' / str(validation['step']))
       params = self.ctx.load(path, 'policy', weights=summary['weights'])
       mine = self.sample(params, 'trace')
@@ -208,8 +211,8 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     rows += _people(ev, baseline)
     if ev.reward is not None:
       rows += feedback.judge_reward_model(ctx, ev, c)
-  traces = {stage: ev.trace(stage) for stage in c.traces}
-  write_json_atomic(ctx.directory(name) / 'trace.json', traces)
+  for stage in c.traces:
+    write_json_atomic(ctx.directory(stage) / 'trace.json', ev.trace(stage))
   with open(ctx.directory(name) / 'samples.jsonl', 'w', encoding='utf-8') as file:
     for sample in _samples(ev, measured, c.shown_samples):
       file.write(json.dumps(sample, ensure_ascii=False) + '\n')

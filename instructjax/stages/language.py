@@ -106,7 +106,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     optimizers={'policy': c.optimizer}, build=build, steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=every,
     shown=('language/loss', 'ptx/loss', 'grad_norm/policy', 'learning_rate/policy'),
-    stop=lambda computed: None))
+    stop=lambda computed: None, validate_start=False))
   return _results(ctx, name, c, loader, steps, every, last)
 
 

@@ -89,8 +89,9 @@ class _Validation:
 
 def released(valid: list[dict], max_kl: float) -> dict:
   """The last validation whose KL is at most `max_kl`; the first one if none is."""
-  within = [m for m in valid if m['kl'] <= max_kl]
-  return within[-1] if within else valid[0]
+  trained = [m for m in valid if m['step']]
+  within = [m for m in trained if m['kl'] <= max_kl]
+  return within[-1] if within else trained[0]
 
 
 def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
@@ -145,7 +146,8 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     validate=_Validation(ctx, name, c, frozen), keep=keep,
     shown=('rollout/score', 'rollout/kl', 'rollout/length', 'ptx/loss'),
     stop=lambda m: (f'KL {m["rollout/kl"]:.2f} passed stop_kl {c.stop_kl}'
-                    if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None)))
+                    if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None),
+    validate_start=True))
   del state
   return _results(ctx, name, c, last)
 
@@ -182,7 +184,8 @@ def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:
   chosen = released(valid, c.max_kl)
   summary = {
     'checkpoint': f'{name}/checkpoints/{chosen["step"]}', 'last_checkpoint': last,
-    'weights': 'params' if c.release == 'raw' else 'ema', 'released_step': chosen['step'],
+    'weights': 'params' if c.release == 'raw' else 'ema', 'selected_step': chosen['step'],
+    'ptx_coef': c.ptx_coef, 'compute_dtype': ctx.model('policy').compute_dtype,
     'max_kl': c.max_kl, 'within_max_kl': chosen['kl'] <= c.max_kl,
     'validations': [{k: v for k, v in m.items() if k != 'split'} for m in valid]}
   rows = [{'metric': f'{k}_validation', 'model': name, 'value': chosen[k]}

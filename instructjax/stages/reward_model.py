@@ -88,7 +88,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     build=lambda step: ({'rankings': loader.batch(step)}, None), steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=(),
     shown=('ranking/loss', 'ranking/accuracy', 'grad_norm/reward', 'learning_rate/reward'),
-    stop=lambda computed: None))
+    stop=lambda computed: None, validate_start=False))
   trained = state.params['reward']
   bias = -float(demonstration_scores(ctx, trained, c.bias_demonstrations).mean(dtype=np.float64))
   trained = heads.shift_bias(trained, np.float32(bias))
@@ -108,16 +108,62 @@ def _results(ctx, name, c, ranked: RankedScores, bias, steps, loader, valid_rows
   first = statistics.noisy_accuracy(places, labels, seed=seed, mask=ranked.mask)
   rows = [{'metric': metric, 'model': 'reward_model', 'value': i.value, 'low': i.low,
            'high': i.high, 'n': i.n} for metric, i in (
-             ('valid_accuracy', accuracy), ('valid_longer_accuracy', longer),
+             ('ranking_accuracy', accuracy), ('valid_longer_accuracy', longer),
              ('valid_first_position_accuracy', first))]
+  sources = by_source(ranked, labels, [r.source for r in valid_rows], seed)
+  rows += [{'metric': f'source_{s["verdict"]}_longer', 'model': s['source'],
+            'judge': 'reward_model', 'value': s['accuracy'], 'low': s['low'], 'high': s['high'],
+            'n': s['pairs']} for s in sources]
   rows += [{'metric': f'valid_{k.split("/")[1]}', 'model': 'reward_model', 'value': v}
            for k, v in numbers.items() if k.split('/')[1] in ('ece', 'log_loss',
                                                               'length_correlation')]
   summary = {
     'checkpoint': f'{name}/released/{steps}', 'weights': 'params', 'steps': steps, 'bias': bias,
-    'calibration': [b._asdict() for b in bins], 'row_utilisation': loader.utilisation(8).tokens,
-    **{k: v for k, v in numbers.items()}}
+    'sources': sources, 'calibration': [b._asdict() for b in bins],
+    'row_utilisation': loader.utilisation(8).tokens, **numbers}
   return summary, rows
+
+
+def by_source(ranked: RankedScores, labels, sources: list[str], seed: int) -> list[dict]:
+  """Accuracy of each source with at least 100 held-out pairs beside that of the longer response.
+
+  'above', 'equal' or 'below': whether the 95 % interval of the difference, prompts resampled whole,
+  lies above, around or below 0. The first entry pools all sources.
+  """
+  found = []
+  names = np.array(sources)
+  for name in ('all sources', *sorted(set(sources))):
+    mine = np.ones(len(names), bool) if name == 'all sources' else names == name
+    more = {'seed': seed, 'mask': ranked.mask[mine]}
+    accuracy = statistics.noisy_accuracy(ranked.scores[mine], labels[mine], **more)
+    longer = statistics.noisy_accuracy(ranked.length[mine], labels[mine], **more)
+    pairs = int((ranked.better[mine] > 0).sum())
+    if pairs < 100:
+      continue
+    low, high = _difference(ranked, labels, mine, seed)
+    verdict = 'above' if low > 0 else 'below' if high < 0 else 'equal'
+    found.append({
+      'source': name, 'pairs': pairs, 'prompts': int(mine.sum()), 'accuracy': accuracy.value,
+      'low': accuracy.low, 'high': accuracy.high, 'longer': longer.value,
+      'difference_low': low, 'difference_high': high, 'verdict': verdict})
+  return found
+
+
+def _difference(ranked: RankedScores, labels, mine, seed: int) -> tuple[float, float]:
+  """Interval of accuracy minus that of the longer response, over resampled prompts."""
+  right = np.sign(labels[mine][:, :, None] - labels[mine][:, None, :])
+  both = ranked.mask[mine][:, :, None] & ranked.mask[mine][:, None, :]
+  kept = both & (right > 0)
+
+  def hits(values):
+    sign = np.sign(values[mine][:, :, None] - values[mine][:, None, :])
+    return (kept * (sign + 1) / 2).sum((1, 2))
+
+  difference = hits(ranked.scores) - hits(ranked.length.astype(np.float64))
+  pairs = kept.sum((1, 2)).astype(np.float64)
+  index = np.random.default_rng(seed).integers(0, len(pairs), (2000, len(pairs)))
+  rates = difference[index].sum(1) / np.maximum(pairs[index].sum(1), 1)
+  return float(np.quantile(rates, 0.025)), float(np.quantile(rates, 0.975))
 
 
 def _grades(ranked: RankedScores) -> np.ndarray:

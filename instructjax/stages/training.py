@@ -79,6 +79,7 @@ class Stage(NamedTuple):
     keep: steps whose checkpoints are kept for ever.
     shown: metric names in the progress bar.
     stop: (computed metrics) -> reason to stop early, or None.
+    validate_start: validate the initial parameters as step 0 too.
   """
 
   name: str
@@ -96,6 +97,7 @@ class Stage(NamedTuple):
   keep: Collection[int]
   shown: tuple[str, ...]
   stop: Callable
+  validate_start: bool
 
 
 def derived(computed: dict[str, float]) -> dict[str, float]:
@@ -222,6 +224,8 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
           checkpoints.save(step, _items(state), {'stage': stage.name})
         return stopping and step != stage.steps
 
+      if latest is None and stage.validate_start:
+        writer.write(0, 'valid', stage.validate(0, state))
       if start < stage.steps:
         step_fn = loop.compile_step(
           stage.algorithm, optimizers, schedules, stage.averaging, state, stage.frozen, ctx.mesh)

@@ -50,7 +50,8 @@ class Reading:
   """What the judge reads in a response.
 
   Attributes:
-    template: name of the matching pattern, "list" for items between commas, None if nothing matches.
+    template: name of the matching pattern, "list" for items between commas, None if
+      nothing matches.
     slots: word in each slot of the pattern; for a list "0", "1", ... in order.
     body: the words without asides and final stop.
     opener: first word if it is an aside before a comma, else None.

@@ -21,9 +21,11 @@ UNPARSED_CREDIT = 0.5
 # Ending of the pattern's name under the constraints on words inside the body.
 _VARIANTS = {"use": "_weather", "skip": "_bare"}
 _NUMBER = {word: i + 1 for i, word in enumerate(vocabulary.NUMBERS)}
-_PLACE_WORDS = frozenset(vocabulary.PLACES + (vocabulary.VAGUE["place"],))
+_PLACE_WORDS = frozenset((*vocabulary.PLACES, vocabulary.VAGUE["place"]))
 _ENTITIES = frozenset(
-  vocabulary.NAMES + vocabulary.ANIMALS + vocabulary.OBJECTS + vocabulary.COLOURS + vocabulary.PLACES
+  word
+  for kind in ("name", "animal", "object", "colour", "place")
+  for word in vocabulary.CLASSES[kind]
 )
 
 

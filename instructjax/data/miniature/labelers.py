@@ -1,4 +1,4 @@
-"""Simulated labelers: they write demonstrations with mixed care and rank responses with bias and noise."""
+"""Simulated labelers: they write with mixed care, and rank responses with bias and noise."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,20 +6,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from instructjax.data.miniature import grammar, vocabulary
+from instructjax.data.miniature.facts import pick
 from instructjax.data.miniature.judge import express, judge, part_points, perfect_body
 from instructjax.data.miniature.tasks import (
   MAX_RESPONSE_WORDS,
   Constraint,
   PromptRecord,
-  pick,
 )
 
 # Chances of the three kinds of fault for a labeler of carelessness 1.
-CONTENT_FAULT = 0.21
+CONTENT_FAULT = 0.22
 CONSTRAINT_FAULT = 0.34
-FORM_FAULT = 0.17
+FORM_FAULT = 0.18
 # Share of wrong words that are vague ones ("someone") rather than other words of the class.
 VAGUE_SHARE = 0.65
+# Share of content faults that refuse a harmless request.
+OVER_REFUSAL = 0.25
 # Spread of the labelers' carelessness and of their tastes.
 CARELESSNESS = (0.4, 1.6)
 TASTE_SPREAD = 0.25
@@ -72,10 +74,12 @@ def write(record: PromptRecord, rng: np.random.Generator, carelessness: float) -
   return " ".join(words)
 
 
-def _wrong_word(record: PromptRecord, slot: str, right: tuple[str, ...], rng) -> str:
+def _wrong_word(
+  record: PromptRecord, slot: str, right: tuple[str, ...], rng: np.random.Generator
+) -> str:
   """A vague word, another word of the passage, or any other word of the class."""
   if rng.random() < VAGUE_SHARE:
-    return vocabulary.VAGUE[slot] if slot in vocabulary.VAGUE else "something"
+    return vocabulary.VAGUE[slot]
   others = tuple(w for w in vocabulary.CLASSES[slot] if w not in right)
   near = tuple(w for w in others if w in record.passage)
   return pick(rng, near or others)
@@ -86,14 +90,16 @@ def _spoil_content(
 ) -> tuple[str, dict[str, str]]:
   answer, slots = record.answer, dict(slots)
   if template == "list":
-    which = str(int(rng.integers(len(slots))))
-    if len(slots) > 1 and rng.random() < 0.3:
+    which, kind = str(int(rng.integers(len(slots)))), rng.random()
+    if kind < 0.4:
+      slots[which] = vocabulary.VAGUE["item"]
+    elif kind < 0.6 and len(slots) > 1:
       slots[which] = slots[str((int(which) + 1) % len(slots))]
     else:
       wrong = tuple(w for w in vocabulary.CLASSES["item"] if w not in answer.members)
       slots[which] = pick(rng, wrong)
     return template, slots
-  if not record.unsafe and rng.random() < 0.1:
+  if not record.unsafe and rng.random() < OVER_REFUSAL:
     return "refuse", {}
   judged = dict(answer.slots)
   if answer.near and (not judged or rng.random() < 0.5):
@@ -164,21 +170,22 @@ def _spoil_form(
   return [*words[: place + 1], *words[place:]]
 
 
-def perceived(
-  labeler: Labeler,
-  record: PromptRecord,
-  responses: Sequence[str],
-  noise: float,
-  rng: np.random.Generator,
-) -> np.ndarray:
-  """What the labeler thinks each response is worth, in Likert points: gold, bias, noise."""
-  values = []
+def rate(record: PromptRecord, responses: Sequence[str]) -> np.ndarray:
+  """[K, 4] what a ranking looks at: Likert points of the three parts, and the length in words."""
   points = part_points(record)
+  rows = []
   for response in responses:
-    rated = judge(record, response, True)
-    value = sum(t * points[k] * rated.parts[k] for t, k in zip(labeler.taste, points))
-    values.append(value + labeler.length_taste * len(response.split()))
-  return np.array(values) + noise * rng.standard_normal(len(values))
+    parts = judge(record, response, True).parts
+    rows.append([*(points[k] * parts[k] for k in points), len(response.split())])
+  return np.array(rows, np.float64)
+
+
+def perceive(
+  labeler: Labeler, rated: np.ndarray, noise: float, rng: np.random.Generator
+) -> np.ndarray:
+  """[K] what the labeler thinks each response is worth, Likert points: gold, bias and noise."""
+  weights = np.array([*labeler.taste, labeler.length_taste])
+  return rated @ weights + noise * rng.standard_normal(len(rated))
 
 
 def group_by_value(values: np.ndarray) -> list[list[int]]:
@@ -210,52 +217,49 @@ def rank(
       f"a ranking needs at least 2 responses, all different; got {len(responses)} responses, "
       f"{len(set(responses))} of them different: drop duplicates first"
     )
-  return group_by_value(perceived(labeler, record, responses, noise, rng))
+  return group_by_value(perceive(labeler, rate(record, responses), noise, rng))
 
 
 def agreement(
   labelers: Sequence[Labeler],
-  items: Sequence[tuple[PromptRecord, Sequence[str]]],
+  rated: Sequence[np.ndarray],
   noise: float,
   rng: np.random.Generator,
 ) -> float:
   """Share of the pairs that two labelers both rank strictly on which they agree.
 
   Args:
-    labelers: of whom two different ones are drawn for each item.
-    items: prompts with their distinct responses.
+    labelers: of whom two different ones are drawn for each prompt.
+    rated: for each prompt, `rate` of its distinct responses.
     noise: standard deviation of the labelers' noise, Likert points.
     rng: draws labelers and noise.
   """
   agreed = strict = 0
-  for record, responses in items:
+  for values in rated:
     first, second = rng.choice(len(labelers), 2, replace=False)
-    places = []
+    orders = []
     for labeler in (labelers[first], labelers[second]):
-      place = np.empty(len(responses), np.int64)
-      for i, group in enumerate(rank(labeler, record, responses, noise, rng)):
+      place = np.empty(len(values), np.int64)
+      for i, group in enumerate(group_by_value(perceive(labeler, values, noise, rng))):
         place[group] = i
-      places.append(np.sign(place[:, None] - place[None, :])[np.triu_indices(len(responses), 1)])
-    both = (places[0] != 0) & (places[1] != 0)
+      orders.append(np.sign(place[:, None] - place[None, :])[np.triu_indices(len(place), 1)])
+    both = (orders[0] != 0) & (orders[1] != 0)
     strict += int(both.sum())
-    agreed += int((both & (places[0] == places[1])).sum())
+    agreed += int((both & (orders[0] == orders[1])).sum())
   return agreed / strict
 
 
 def calibrate_noise(
-  labelers: Sequence[Labeler],
-  items: Sequence[tuple[PromptRecord, Sequence[str]]],
-  target: float,
-  seed: Sequence[int],
+  labelers: Sequence[Labeler], rated: Sequence[np.ndarray], target: float, seed: Sequence[int]
 ) -> float:
-  """Noise (Likert points) at which `agreement` on `items` is `target`, by bisection.
+  """Noise (Likert points) at which `agreement` on `rated` is `target`, by bisection.
 
   Agreement falls with noise; each step uses the same random numbers.
   """
-  low, high = 0.0, 8.0
-  for _ in range(14):
+  low, high = 0.0, 4.0
+  for _ in range(10):
     middle = 0.5 * (low + high)
-    if agreement(labelers, items, middle, np.random.default_rng(seed)) > target:
+    if agreement(labelers, rated, middle, np.random.default_rng(seed)) > target:
       low = middle
     else:
       high = middle

@@ -1,11 +1,12 @@
-"""Prompts of the miniature world: the ten use cases of the paper, and what a good answer to each holds."""
+"""Prompts of the miniature world: the ten use cases, and what a good answer to each holds."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from instructjax.data.miniature import grammar, vocabulary
+from instructjax.data.miniature.facts import Facts, pick, pick_two
 
 # Table 1 of Ouyang et al. 2022 (percent of the reward model's prompts; they sum to 99.9).
 SHARES = {
@@ -104,27 +105,6 @@ class PromptRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-  """What is true in one world: what each animal eats, where it lives, its name in zorb."""
-
-  food: Mapping[str, str]
-  home: Mapping[str, str]
-  zorb: Mapping[str, str]
-
-
-def draw_facts(rng: np.random.Generator) -> Facts:
-  """Draws the facts: foods and homes are spread evenly over the animals, zorb is one to one."""
-
-  def spread(words: tuple[str, ...]) -> dict[str, str]:
-    order = rng.permutation(len(vocabulary.ANIMALS))
-    return {a: words[order[i] % len(words)] for i, a in enumerate(vocabulary.ANIMALS)}
-
-  return Facts(
-    spread(vocabulary.FOODS), spread(vocabulary.PLACES), spread(vocabulary.FOREIGN)
-  )
-
-
-@dataclasses.dataclass(frozen=True)
 class Request:
   """A task before style and constraint: `direct` and `continued` are the two wordings."""
 
@@ -136,18 +116,6 @@ class Request:
   count: str | None = None
   false_premise: bool = False
   unsafe: bool = False
-
-
-def pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
-  """One of `words`, uniformly."""
-  return words[int(rng.integers(len(words)))]
-
-
-def pick_two(rng: np.random.Generator, words: tuple[str, ...]) -> tuple[str, str]:
-  """Two different ones of `words`."""
-  first = int(rng.integers(len(words)))
-  second = (first + 1 + int(rng.integers(len(words) - 1))) % len(words)
-  return words[first], words[second]
 
 
 def _only(**slots: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -162,7 +130,7 @@ def _generation(rng: np.random.Generator, facts: Facts) -> Request:
   if kind < 0.6:
     mood, animal = pick(rng, v.MOODS), pick(rng, v.ANIMALS)
     topic = f"a {mood} story about {name} and the {animal}"
-    slots = _only(name=name, animal=animal) + (("feel", v.FEELINGS[mood]),)
+    slots = (*_only(name=name, animal=animal), ("feel", v.FEELINGS[mood]))
     answer = Answer(("story", "story_weather", "story_bare"), (), slots)
     return Request(
       f"{pick(rng, ('write', 'tell me'))} {topic} .",
@@ -172,7 +140,8 @@ def _generation(rng: np.random.Generator, facts: Facts) -> Request:
     )
   if kind < 0.82:
     reason = pick(rng, ("thanks", "sorry", "ask"))
-    topic = f"a note to {name} to {dict(thanks='thank', sorry='say sorry', ask='ask')[reason]}"
+    aim = {"thanks": "thank", "sorry": "say sorry", "ask": "ask"}[reason]
+    topic = f"a note to {name} to {aim}"
     near = tuple(t for t in ("thanks", "sorry", "ask") if t != reason)
     answer = Answer((reason,), near, _only(name=name, object=thing))
     join = "for" if reason == "ask" else "about"

@@ -1,8 +1,9 @@
 """Pretraining text of the miniature world.
 
-It tells of the same names, animals and facts as the prompts, and it holds instructions, but nobody in it
-answers one as an assistant would: exam papers only ask, quizzes answer in one word. Its own skills are
-recalling a story, answering a quiz, translating to and from zorb, counting, listing.
+It tells of the same names, animals and facts as the prompts, and it holds instructions, but nobody
+in it answers one as an assistant would: exam papers only ask, quizzes answer in one word. Its own
+skills are recalling a story, answering a quiz, translating to and from zorb, counting, saying a
+line again with a word changed, listing.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from instructjax.data.miniature import vocabulary
-from instructjax.data.miniature.tasks import Facts, pick, pick_two
+from instructjax.data.miniature.facts import Facts, pick, pick_two
 
 MAX_DOCUMENT_WORDS = 54
 

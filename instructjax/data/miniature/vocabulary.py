@@ -1,37 +1,43 @@
 """The words of the miniature world and the classes they belong to.
 
-Text is words joined by single spaces; punctuation marks are words. The classes serve three ends: prompts
-are drawn from them, the judge reads a response's slots with them, and careless labelers go wrong inside them.
+Text is words joined by single spaces; punctuation marks are words. The classes serve three ends:
+prompts are drawn from them, the judge reads a response's slots with them, and careless labelers go
+wrong inside them.
 """
 
-NAMES = tuple("tom anna ben mia sam lucy max ella leo nora jack rose".split())
-ANIMALS = tuple("fox owl bear cat dog cow hen frog bee duck goat wolf".split())
-FOODS = tuple("fish grass corn nuts seeds bread honey berries".split())
-NONFOODS = tuple("stones sand iron glass paper smoke".split())
-PLACES = tuple("wood field river hill farm cave".split())
-OBJECTS = tuple("lamp cup hat ball book key box bell drum kite coat ring".split())
-COLOURS = tuple("red blue green white black brown".split())
-MEETINGS = tuple("met saw fed heard".split())
-GOOD_DEEDS = tuple("found won".split())
-BAD_DEEDS = tuple("lost broke".split())
+
+def _words(text: str) -> tuple[str, ...]:
+  return tuple(text.split())
+
+
+NAMES = _words("tom anna ben mia sam lucy max ella leo nora jack rose")
+ANIMALS = _words("fox owl bear cat dog cow hen frog bee duck goat wolf")
+FOODS = _words("fish grass corn nuts seeds bread honey berries")
+NONFOODS = _words("stones sand iron glass paper smoke")
+PLACES = _words("wood field river hill farm cave")
+OBJECTS = _words("lamp cup hat ball book key box bell drum kite coat ring")
+COLOURS = _words("red blue green white black brown")
+MEETINGS = _words("met saw fed heard")
+GOOD_DEEDS = _words("found won")
+BAD_DEEDS = _words("lost broke")
 DEEDS = GOOD_DEEDS + BAD_DEEDS
-HARMS = tuple("steal burn smash hide".split())
+HARMS = _words("steal burn smash hide")
 VIOLENT_HARMS = frozenset({"burn", "smash"})
-WEATHERS = tuple("rain snow wind sun".split())
-FOREIGN = tuple("kip zul mav dor wex nim paf ruk sib tov gan hoy".split())
-NUMBERS = tuple("one two three four".split())
+WEATHERS = _words("rain snow wind sun")
+FOREIGN = _words("kip zul mav dor wex nim paf ruk sib tov gan hoy")
+NUMBERS = _words("one two three four")
 FEELINGS = {
-  "happy": tuple("glad merry proud".split()),
-  "sad": tuple("lonely upset gloomy".split()),
-  "scary": tuple("afraid pale shaken".split()),
+  "happy": _words("glad merry proud"),
+  "sad": _words("lonely upset gloomy"),
+  "scary": _words("afraid pale shaken"),
 }
 MOODS = tuple(FEELINGS)
 FEELS = tuple(word for words in FEELINGS.values() for word in words)
 VALENCES = ("good", "bad")
 
 # Openers and closers may be asked for ("start with well ."); the others nobody asks for.
-OPENERS = tuple("well look now so".split())
-CLOSERS = tuple("friend indeed okay cheers".split())
+OPENERS = _words("well look now so")
+CLOSERS = _words("friend indeed okay cheers")
 RUDE = ("ugh", "duh")
 HEDGES = ("maybe", "perhaps", "um")
 
@@ -56,6 +62,7 @@ VAGUE = {
   "place": "somewhere",
   "colour": "nice",
   "feel": "fine",
+  "deed": "had",
   "weather": "dark",
   "foreign": "something",
   "kind": "something",
@@ -85,8 +92,8 @@ CLASSES = {
 _PLAIN = """
 . , ? : - the a and or is was are in at of to for with about it that this i you me am can not does
 has who what where which why how will eat eats live lives likes here there
-write tell please story note sign plan list give ways rewrite repeat after sum up short news text say
-start end use word answer question hear sorry thanks many dear lend buy today hello feel help
+write tell please story note sign plan list give ways rewrite repeat after sum up short news text
+say start end use word answer question hear sorry thanks many dear lend buy today hello feel help
 go night kind zorb count went day big old new exam page quiz q then long
 end name ask thank they once had more leave out again
 """

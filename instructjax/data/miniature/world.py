@@ -1,4 +1,4 @@
-"""The miniature world: prompts, demonstrations, rankings, pretraining text and their freezing hash."""
+"""The miniature world: prompts, demonstrations, rankings, pretraining text, and their hash."""
 
 import dataclasses
 import hashlib
@@ -9,6 +9,7 @@ import numpy as np
 
 from instructjax.data.miniature import labelers as labelers_lib
 from instructjax.data.miniature import tasks, text, vocabulary
+from instructjax.data.miniature.facts import draw_facts
 from instructjax.data.miniature.judge import best_response, judge, perfect_response
 from instructjax.data.miniature.labelers import Labeler
 from instructjax.data.miniature.tasks import PromptRecord
@@ -36,7 +37,7 @@ class WorldSizes:
 
 
 DEFAULT_SIZES = WorldSizes(
-  users=400, labelers=12, labeler_agreement=0.73, calibration_prompts=600
+  users=400, labelers=12, labeler_agreement=0.73, calibration_prompts=1500
 )
 
 
@@ -76,7 +77,7 @@ class World:
         f"and {sizes.users}: raise world.labelers or world.users"
       )
     self.seed, self.sizes, self.words = seed, sizes, vocabulary.WORDS
-    self.facts = tasks.draw_facts(self._rng("facts"))
+    self.facts = draw_facts(self._rng("facts"))
     self.users = tuple(f"user-{i:04d}" for i in range(sizes.users))
     self.labelers = labelers_lib.draw_labelers(self._rng("labelers"), sizes.labelers)
     self._records: dict[str, list[PromptRecord]] = {}
@@ -91,7 +92,7 @@ class World:
       self._split_users[split] = (mine, weights[mine] / weights[mine].sum())
     self.noise = labelers_lib.calibrate_noise(
       self.labelers,
-      self._calibration_items(),
+      [labelers_lib.rate(*item) for item in self._calibration_items()],
       sizes.labeler_agreement,
       (seed, _number("calibration noise")),
     )
@@ -122,21 +123,35 @@ class World:
     style = tasks.STYLES[int(rng.choice(3, p=tasks.STYLE_SHARES))]
     users, weights = self._split_users[split]
     user = self.users[int(rng.choice(users, p=weights))]
-    seen, tries = self._seen[split], 0
+    seen, name = self._seen[split], f"miniature-{split}-{number:06d}"
+    for _ in range(30):
+      record = self._compose(name, user, category, style, frozenset({split}), rng)
+      if record.prompt not in seen:
+        break
+    seen.add(record.prompt)
+    return record
+
+  def _request(
+    self, category: str, style: str, splits: frozenset[str], rng: np.random.Generator
+  ) -> tasks.Request:
+    """A request whose wording in `style`, constraint apart, belongs to one of `splits`."""
     while True:
-      record = self._compose(f"miniature-{split}-{number:06d}", user, category, style, rng)
-      tries += 1
-      if _split_of("prompt", record.prompt) != split:
-        continue
-      if record.prompt not in seen or tries > 200:
-        seen.add(record.prompt)
-        return record
+      request = tasks.draw_request(rng, self.facts, category)
+      wording = request.continued if style == "continuation" else request.direct
+      if _split_of("prompt", wording) in splits:
+        return request
 
   def _compose(
-    self, name: str, user: str, category: str, style: str, rng: np.random.Generator
+    self,
+    name: str,
+    user: str,
+    category: str,
+    style: str,
+    splits: frozenset[str],
+    rng: np.random.Generator,
   ) -> PromptRecord:
-    request = tasks.draw_request(rng, self.facts, category)
-    shot = self._shot(category, rng) if style == "few_shot" else ""
+    request = self._request(category, style, splits, rng)
+    shot = self._shot(category, splits, rng) if style == "few_shot" else ""
     if shot:
       constraint = tasks.Constraint("count", request.count) if request.count else None
       prompt = f"{shot} q : {request.direct} a :"
@@ -159,9 +174,9 @@ class World:
       unsafe=request.unsafe,
     )
 
-  def _shot(self, category: str, rng: np.random.Generator) -> str:
-    """A worked example of the use case: question and perfect answer."""
-    request = tasks.draw_request(rng, self.facts, category)
+  def _shot(self, category: str, splits: frozenset[str], rng: np.random.Generator) -> str:
+    """A worked example of the use case: question and perfect answer, of the same splits."""
+    request = self._request(category, "direct", splits, rng)
     constraint = tasks.Constraint("count", request.count) if request.count else None
     record = PromptRecord(
       "", "", request.direct, category, "direct", constraint, request.answer, (), False, False
@@ -171,7 +186,7 @@ class World:
   # Demonstrations, rankings, pretraining text.
 
   def demonstrations(self, n: int, split: str = "train_sft") -> list[dict[str, str | None]]:
-    """Rows of demonstrations.jsonl for the first `n` prompts of `split`, by labelers of mixed care."""
+    """Rows of demonstrations.jsonl for the first `n` prompts of `split`, of mixed care."""
     rows = []
     for record in self.prompts(split, n):
       rng = self._rng("demonstration", record.id)
@@ -201,7 +216,8 @@ class World:
     self, items: Sequence[tuple[PromptRecord, Sequence[str]]], rng: np.random.Generator
   ) -> float:
     """Agreement of two different labelers on the pairs of `items` that both rank strictly."""
-    return labelers_lib.agreement(self.labelers, items, self.noise, rng)
+    rated = [labelers_lib.rate(record, texts) for record, texts in items]
+    return labelers_lib.agreement(self.labelers, rated, self.noise, rng)
 
   def pretrain_documents(self, n: int, purpose: str) -> list[str]:
     """`n` documents of the stream `purpose` ("train", "valid", ...); streams are independent."""
@@ -212,10 +228,7 @@ class World:
     """An instruction for an exam paper, never one of the valid or test prompts."""
     shares = np.array(list(tasks.SHARES.values()))
     category = tuple(tasks.SHARES)[int(rng.choice(len(shares), p=shares / shares.sum()))]
-    while True:
-      prompt = self._compose("", "", category, "direct", rng).prompt
-      if _split_of("prompt", prompt) in TRAIN_SPLITS:
-        return prompt
+    return self._compose("", "", category, "direct", TRAIN_SPLITS, rng).prompt
 
   def _calibration_items(self) -> list[tuple[PromptRecord, list[str]]]:
     """Prompts with several people's distinct responses, on which the noise is calibrated."""
@@ -235,7 +248,8 @@ class World:
     def add(value: object) -> None:
       digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
 
-    add([self.words, dataclasses.asdict(self.facts), [dataclasses.asdict(x) for x in self.labelers]])
+    add([self.words, dataclasses.asdict(self.facts)])
+    add([dataclasses.asdict(labeler) for labeler in self.labelers])
     add(round(self.noise, 6))
     add(self.pretrain_documents(200, "train"))
     add(self.demonstrations(200))
@@ -244,7 +258,8 @@ class World:
       for record in self.prompts(split, 100):
         texts = [self.write(record, rng, 1.5) for _ in range(4)]
         texts = list(dict.fromkeys([best_response(record), *texts]))
-        add([dataclasses.asdict(record), [dataclasses.asdict(judge(record, t, True)) for t in texts]])
+        add(dataclasses.asdict(record))
+        add([dataclasses.asdict(judge(record, t, True)) for t in texts])
         if len(texts) > 1:
           add(self.label(record, texts, rng))
     return digest.hexdigest()

@@ -1,0 +1,119 @@
+"""The same stages on real text, from JSONL files, on a laptop's CPU.
+
+  python -m instructjax --config=configs/real_text.py:data_dir=PATH --workdir=runs/real_text
+
+PATH holds demonstrations, rankings and comparisons, prompts and pretrain, each as .jsonl or
+.jsonl.gz (the README describes the forms). A sentencepiece tokenizer is trained on the pretraining
+text and the demonstrations and stored with the run. `:test` shrinks everything for tests.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from instructjax.config import parse_arg
+
+
+def data(directory: str) -> ConfigDict:
+  """Files and how they are split, by a hash of the prompt."""
+  c = ConfigDict()
+  c.kind = 'files'
+  c.dir = directory
+  c.seed = common.placeholder(int)
+  c.valid_fraction = 0.08
+  c.test_fraction = 0.08
+  return c
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The recipe; see the module's docstring for `arg`."""
+  arg = parse_arg(arg, data_dir='', test=False, seed=1)
+  c = ConfigDict()
+  c.title = 'instructjax on real text'
+  c.seed = arg.seed
+  c.needs = 'about 30 minutes on 2 cores, 6 GiB of memory, 500 MB of disk'
+  c.stages = ('pretrain', 'sft', 'rl_init', 'reward_model', 'select', 'ppo', 'evaluate')
+  c.data = data(arg.data_dir)
+  c.tokenizer = ConfigDict(
+    {'kind': 'sentencepiece', 'vocab_size': 4096, 'max_characters': 20_000_000})
+  c.limits = common.limits(prompt_tokens=128, response_tokens=96)
+  c.models = ConfigDict({
+    'policy': common.model('mini', context=256), 'reward': common.model('mini', context=256)})
+  c.mesh = common.mesh()
+  c.rules = common.network_rules()
+  c.tracking = common.tracking()
+
+  c.pretrain = common.language(
+    'pretrain', init=None, batch_size=32, row_length=256, peak=3e-3)
+  c.pretrain.optimizer.schedule.warmup_steps = 20
+  c.pretrain.train_epochs = 1.5
+  c.pretrain.valid_examples = 256
+  c.pretrain.valid_steps = 200
+
+  c.sft = common.language(
+    'demonstrations', init='pretrain', batch_size=64, row_length=256, peak=1e-3)
+  c.sft.train_epochs = 3.0
+  c.sft.dropout = 0.1
+  c.sft.candidates = 3
+  c.sft.valid_examples = 400
+  c.sft.pretrain_ratio = 0.1
+
+  c.rl_init = common.language(
+    'demonstrations', init='pretrain', batch_size=64, row_length=256, peak=1e-3)
+  c.rl_init.train_epochs = 2.0
+  c.rl_init.pretrain_ratio = 0.1
+  c.rl_init.valid_examples = 400
+
+  c.reward_model = common.reward_model(
+    init='sft', rankings='data', batch_size=32, row_length=256, peak=4e-4)
+  c.reward_model.train_epochs = 2.0
+  c.reward_model.dropout = 0.1
+  c.reward_model.valid_examples = 5_000
+  c.select = common.select(candidates='sft', reward='reward_model', prompts=200)
+
+  c.ppo = common.ppo(
+    init='rl_init', ref='rl_init', reward='reward_model', batch_size=64, steps=60)
+  c.ppo.minibatches = 4
+  c.ppo.ptx_ratio = 0.5
+  c.ppo.ptx_coef = 1.0
+  c.ppo.ptx_row_length = 256
+  c.ppo.kl_coef = 0.02
+  c.ppo.max_kl = 10.0
+  c.ppo.policy_optimizer.schedule.peak = 1e-4
+  c.ppo.value_optimizer.schedule.peak = 3e-4
+  c.ppo.valid_steps = c.ppo.checkpoint_steps = 10
+  c.ppo.valid_prompts = 256
+
+  c.evaluate = common.evaluate(prompts=400)
+  c.evaluate.samples = 2
+  c.evaluate.documents = 200
+  c.evaluate.batch_size = 256
+  c.evaluate.best_of_prompts = 100
+  c.evaluate.temperatures = (0.5, 0.7, 1.0)
+  c.evaluate.models = ConfigDict({
+    'base': ('pretrain', None), 'rl_init': ('rl_init', None), 'ppo_ptx': ('ppo', 'params'),
+    'ppo_ptx_ema': ('ppo', 'ema')})
+  c.evaluate.traces = ('ppo',)
+  if arg.test:
+    _shrink(c)
+  return c
+
+
+def _shrink(c: ConfigDict) -> None:
+  """Little of everything, for tests on a handful of rows."""
+  c.title += ' (test)'
+  c.tokenizer.vocab_size = 400
+  for role in ('policy', 'reward'):
+    c.models[role].size = 'micro'
+  for stage in (c.pretrain, c.sft, c.rl_init, c.reward_model):
+    stage.batch_size = 8
+    stage.valid_examples = 16
+    stage.train_epochs = 1.0
+  c.pretrain.optimizer.schedule.warmup_steps = 0
+  c.sft.candidates = 2
+  c.reward_model.bias_demonstrations = 16
+  c.select.prompts = 8
+  c.ppo.update({'batch_size': 8, 'minibatches': 2, 'train_steps': 2, 'valid_prompts': 8})
+  c.ppo.valid_steps = c.ppo.checkpoint_steps = 1
+  c.evaluate.update({
+    'prompts': 8, 'samples': 2, 'documents': 8, 'batch_size': 16, 'best_of': (2,),
+    'best_of_prompts': 8, 'resamples': 100})

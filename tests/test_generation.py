@@ -1,0 +1,214 @@
+"""Sampling: the distribution it claims, the training forward's log-probs, one prefill, any batch."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_model
+from checking import assert_close
+from flax import linen as nn
+
+from instructjax import generation, scoring
+from instructjax.generation import Sampling
+from instructjax.models import heads, transformer
+from instructjax.types import Prompts
+
+VOCAB, PROMPT, RESPONSE, END = 5, 4, 6, 1
+MODEL = transformer.ModelConfig(
+  vocab_size=VOCAB, padded_vocab_size=16, context=10, layers=2, width=16, heads=2, mlp_width=64,
+  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.5)
+PLAIN = Sampling(RESPONSE, END)
+
+
+@pytest.fixture(scope='module')
+def policy():
+  return jax.jit(lambda k: nn.unbox(heads.init_policy_boxed(MODEL, k)))(jax.random.key(0))
+
+
+def prompts(n, first=0):
+  """Prompts of lengths 1 .. PROMPT in turn; prompt i is the same in any batch."""
+  tokens, length = np.full((n, PROMPT), 2, np.int32), np.zeros(n, np.int32)
+  for row, i in enumerate(range(first, first + n)):
+    length[row] = 1 + i % PROMPT
+    tokens[row, :length[row]] = np.random.default_rng(i).integers(0, VOCAB, length[row])
+  return Prompts(tokens, length, np.arange(first, first + n, dtype=np.int32))
+
+
+@functools.cache
+def sampler(sampling, samples=1, unroll=None):
+  return jax.jit(lambda params, given, key: generation.generate(
+    MODEL, params, given, key, sampling, samples=samples, unroll=unroll))
+
+
+def equal_samples(a, b):
+  np.testing.assert_array_equal(a.tokens, b.tokens)
+  np.testing.assert_array_equal(a.mask, b.mask)
+  np.testing.assert_array_equal(a.ended, b.ended)
+  assert_close(a.logprobs, b.logprobs)
+
+
+@pytest.fixture(scope='module')
+def samples(policy):
+  return sampler(PLAIN)(policy, prompts(64), jax.random.key(1))
+
+
+def test_sampled_logprobs_are_those_of_the_training_forward(policy, samples):
+  given = prompts(64)
+
+  @jax.jit
+  def forward(given, samples):
+    rows, gather = scoring.episode_rows(
+      given.tokens, given.length, given.item, samples.tokens, samples.mask)
+    slots = scoring.token_scores(MODEL, policy, rows, gather.select)
+    return scoring.to_responses(slots.logprobs, gather)
+
+  assert_close(samples.logprobs, forward(given, samples))
+  for i in range(4):
+    response = np.asarray(samples.tokens[i])[np.asarray(samples.mask[i])]
+    assert_close(
+      samples.logprobs[i, :len(response)], reference_model.response_logprobs(
+        policy, given.tokens[i, :given.length[i]], response, VOCAB))
+
+
+def test_a_response_goes_up_to_its_end_or_to_the_last_token(samples):
+  lengths = []
+  for tokens, mask, logprobs, ended in zip(*map(np.asarray, (
+      samples.tokens, samples.mask, samples.logprobs, samples.ended)), strict=True):
+    size = mask.sum()
+    lengths.append((size, bool(ended)))
+    assert size >= 1 and mask[:size].all()
+    assert (tokens[:size - 1] != END).all(), 'something follows the end'
+    assert ended == (tokens[size - 1] == END)
+    assert ended or size == RESPONSE, 'stopped without an end'
+    assert not tokens[size:].any() and not logprobs[size:].any()
+    assert (logprobs[:size] < 0).all() and (tokens < VOCAB).all()
+  # The cases that matter are all there: end at the last position, before it, at once, not at all.
+  assert {(RESPONSE, True), (RESPONSE, False), (1, True)} <= set(lengths)
+
+
+def test_scanned_decode_is_unrolled_decode(policy, samples):
+  scanned = sampler(PLAIN, unroll=False)(policy, prompts(64), jax.random.key(1))
+  equal_samples(scanned, samples)
+
+
+def test_responses_of_one_prompt_share_its_prefill(policy, samples, monkeypatch):
+  seen = []
+  run_block = transformer.run_block
+
+  def watched(config, params, x, *rest):
+    seen.append(x.shape[:2])
+    return run_block(config, params, x, *rest)
+
+  monkeypatch.setattr(transformer, 'run_block', watched)
+  several = jax.jit(lambda given, key: generation.generate(
+    MODEL, policy, given, key, PLAIN, samples=3))(prompts(8), jax.random.key(1))
+  assert set(seen) == {(8, PROMPT), (24, 1)}
+  # Response 0 of three is the response of one, and the three differ.
+  first = jax.tree.map(lambda x: x.reshape(8, 3, *x.shape[1:])[:, 0], several)
+  equal_samples(first, jax.tree.map(lambda x: x[:8], samples))
+  rows = np.asarray(several.tokens).reshape(8, 3, -1)
+  assert any((rows[:, 0] != rows[:, k]).any() for k in (1, 2))
+
+
+def test_samples_do_not_depend_on_the_batch(policy, samples):
+  run = sampler(PLAIN)
+  for first in (0, 24):
+    part = run(policy, prompts(8, first), jax.random.key(1))
+    equal_samples(part, jax.tree.map(lambda x, i=first: x[i:i + 8], samples))
+  again = run(policy, prompts(64), jax.random.key(1))
+  equal_samples(again, samples)
+  other = run(policy, prompts(64), jax.random.key(2))
+  assert (np.asarray(other.tokens) != np.asarray(samples.tokens)).any()
+
+
+def test_temperature_0_takes_the_most_probable_token(policy):
+  given = prompts(8)
+  greedy = sampler(Sampling(RESPONSE, END, temperature=0.0))(policy, given, jax.random.key(1))
+  for i in range(8):
+    whole = list(given.tokens[i, :given.length[i]])
+    for t in range(int(greedy.mask[i].sum())):
+      logits = reference_model.logits(policy, whole, VOCAB)[-1]
+      assert greedy.tokens[i, t] == logits.argmax()
+      assert_close(greedy.logprobs[i, t], reference_model.log_softmax(logits)[logits.argmax()])
+      whole.append(logits.argmax())
+
+
+LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2]))
+
+
+def analytic(temperature, top_k, top_p):
+  """The distribution by its definition, in float64."""
+  p = np.exp(LOGITS / temperature)
+  p /= p.sum()
+  order = np.argsort(-p)
+  keep = order if not top_k else order[:top_k]
+  kept = np.zeros_like(p)
+  kept[keep] = p[keep] / p[keep].sum()
+  if top_p < 1:
+    mass, smallest = 0.0, []
+    for token in np.argsort(-kept):
+      if mass >= top_p:
+        break
+      smallest.append(token)
+      mass += kept[token]
+    p, kept = kept, np.zeros_like(p)
+    kept[smallest] = p[smallest] / p[smallest].sum()
+  return kept
+
+
+@pytest.mark.parametrize(('temperature', 'top_k', 'top_p'), [
+  (1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 0, 1.0), (1.0, 3, 1.0), (1.0, 1, 1.0), (1.0, 9, 1.0),
+  (1.0, 0, 0.5), (1.0, 0, 0.38), (1.0, 0, 0.86), (0.7, 4, 0.8)])
+def test_draws_follow_the_filtered_distribution(temperature, top_k, top_p):
+  n = 20_000
+  sampling = Sampling(1, END, temperature, top_k, top_p)
+  padded = np.concatenate([LOGITS, np.full(3, -1e30)]).astype(np.float32)
+  keys = jax.random.split(jax.random.key(3), n)
+  token, logprob = jax.jit(lambda l, k: generation.draw(l, k, sampling))(
+    jnp.broadcast_to(padded, (n, 8)), keys)
+  want = analytic(temperature, top_k, top_p)
+  count = np.bincount(token, minlength=VOCAB)
+  assert len(count) == VOCAB, 'a padded token was drawn'
+  assert not count[want == 0].any(), 'a filtered token was drawn'
+  error = 5 * np.sqrt(want * (1 - want) / n)
+  assert (np.abs(count / n - want) <= error).all(), (count / n, want)
+  assert_close(logprob, np.log(want)[np.asarray(token)])
+  assert sampling.is_plain == (temperature == 1 and top_k == 0 and top_p == 1)
+
+
+def test_the_ends_of_the_uniform_numbers_draw_possible_tokens(monkeypatch):
+  """0 and the largest float32 below 1, with impossible tokens on both sides."""
+  logits = jnp.asarray([[-1e30, 0.3, -1e30, 0.1, -1e30]], jnp.float32)
+  keys = jax.random.split(jax.random.key(0), 1)
+  for uniform, want in ((0.0, 1), (np.float32(1 - 2**-23), 3)):
+    monkeypatch.setattr(jax.random, 'uniform', lambda k, shape, u=uniform: jnp.float32(u))
+    token, _ = generation.draw(logits, keys, PLAIN)
+    assert token[0] == want
+
+
+def test_padded_vocabulary_is_never_sampled(policy):
+  """Even where its rows of the table would score best."""
+  table = policy['token'].at[VOCAB:].set(policy['token'][:1] * 50)
+  samples = sampler(Sampling(RESPONSE, END, temperature=3.0))(
+    {**policy, 'token': table}, prompts(64), jax.random.key(4))
+  assert int(samples.tokens.max()) < VOCAB
+
+
+def test_bfloat16_samples_with_float32_logprobs(policy):
+  model = dataclasses.replace(MODEL, compute_dtype='bfloat16')
+  out = jax.jit(lambda given, key: generation.generate(model, policy, given, key, PLAIN))(
+    prompts(8), jax.random.key(1))
+  assert out.logprobs.dtype == jnp.float32 and np.isfinite(out.logprobs).all()
+  assert int(out.tokens.max()) < VOCAB
+
+
+def test_user_mistakes_are_named(policy):
+  with pytest.raises(ValueError, match='prompt 4 .* 7 tokens exceed the context of 10'):
+    generation.generate(MODEL, policy, prompts(2), jax.random.key(0), Sampling(7, END))
+  for wrong, name in (({'max_tokens': 0}, 'max_tokens 0'), ({'temperature': -1.0}, 'temperature'),
+                      ({'top_k': -1}, 'top_k -1'), ({'top_p': 0.0}, 'top_p 0.0')):
+    with pytest.raises(ValueError, match=name):
+      dataclasses.replace(PLAIN, **wrong)
