@@ -3,13 +3,17 @@
   python -m instructjax --config=configs/quickstart.py --workdir=runs/quickstart
 
 Arguments: `:test` is a run of a minute for tests; `:plain` adds plain PPO and the control that
-gets the same ptx text without PPO. `seed=N` seeds everything, the world included.
+gets the same ptx text without PPO; `:sweep` adds PPO over ptx_coef and kl_coef. In the workdir of
+a finished run only what was added is computed. `seed=N` seeds everything, the world included.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
 from instructjax.config import parse_arg
+
+# Peak policy learning rate of plain PPO, matched in strength to PPO-ptx (see `_add_plain`).
+PLAIN_PEAK = 4e-5
 
 
 def data() -> ConfigDict:
@@ -37,7 +41,7 @@ def data() -> ConfigDict:
 
 def get_config(arg: str = '') -> ConfigDict:
   """The recipe; see the module's docstring for `arg`."""
-  arg = parse_arg(arg, test=False, plain=False, seed=1)
+  arg = parse_arg(arg, test=False, plain=False, sweep=False, seed=1)
   c = ConfigDict()
   c.title = 'instructjax quickstart: the InstructGPT recipe in a miniature world'
   c.seed = arg.seed
@@ -95,19 +99,50 @@ def get_config(arg: str = '') -> ConfigDict:
   c.evaluate.traces = ('ppo',)
   if arg.plain:
     _add_plain(c)
+  if arg.sweep:
+    _add_sweep(c)
   if arg.test:
     _shrink(c)
   return c
 
 
+def _also(c: ConfigDict, name: str, arms: dict[str, ConfigDict], weights: str) -> None:
+  """Adds stages and an evaluation of them; the stages of the main run stay as they are."""
+  c[name] = c.evaluate.copy_and_resolve_references()
+  c[name].models = ConfigDict({stage: (stage, weights) for stage in arms})
+  c[name].traces = tuple(s for s, sub in arms.items() if sub.kind == 'ppo')
+  for stage, sub in arms.items():
+    c[stage] = sub
+  c.stages = (*c.stages, *arms, name)
+
+
 def _add_plain(c: ConfigDict) -> None:
-  """Plain PPO at matched strength, as a second arm."""
-  c.ppo_plain = c.ppo.copy_and_resolve_references()
-  c.ppo_plain.ptx_coef = 0.0
-  c.ppo_plain.policy_optimizer.schedule.peak = 4e-5
-  c.stages = (*c.stages[:-1], 'ppo_plain', 'evaluate')
-  c.evaluate.models.ppo = ('ppo_plain', 'params')
-  c.evaluate.traces = ('ppo', 'ppo_plain')
+  """Plain PPO at matched strength, and `rl_init` given the same ptx text without PPO.
+
+  Under Adam the ptx gradient at 27.8 also shrinks the PPO step, so plain PPO takes a smaller
+  learning rate for steps of about the same size.
+  """
+  plain = c.ppo.copy_and_resolve_references()
+  plain.ptx_coef = 0.0
+  plain.policy_optimizer.schedule.peak = PLAIN_PEAK
+  control = common.language(
+    'pretrain', init='rl_init', batch_size=c.ppo.batch_size * c.ppo.ptx_ratio // c.ppo.minibatches,
+    row_length=c.ppo.ptx_row_length, peak=c.ppo.policy_optimizer.schedule.peak)
+  control.train_epochs = common.placeholder(float)
+  control.train_steps = c.ppo.train_steps * c.ppo.minibatches
+  control.optimizer.schedule.shape = 'constant'
+  _also(c, 'evaluate_plain', {'ppo_plain': plain, 'ptx_control': control}, 'params')
+
+
+def _add_sweep(c: ConfigDict) -> None:
+  """ptx_coef 0, 1, 5, 27.8 at three strengths of the KL penalty, all else as in `ppo`."""
+  arms = {}
+  for kl in (0.5, 1.0, 2.0):
+    for coef in (0.0, 1.0, 5.0, 27.8):
+      arm = c.ppo.copy_and_resolve_references()
+      arm.ptx_coef, arm.kl_coef = coef, c.ppo.kl_coef * kl
+      arms[f'ppo_sweep_ptx{coef:g}_kl{arm.kl_coef:g}'.replace('.', '_')] = arm
+  _also(c, 'evaluate_sweep', arms, 'params')
 
 
 def _shrink(c: ConfigDict) -> None:

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
   except Stopped as stopped:
     print(f'{stopped}; run the same command to go on')
     return
-  except ValueError as error:
+  except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
     if os.environ.get('INSTRUCTJAX_TRACEBACK'):
       raise
     sys.exit(f'instructjax: {error}\n(INSTRUCTJAX_TRACEBACK=1 shows where this was raised)')

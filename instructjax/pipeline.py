@@ -18,35 +18,79 @@ KINDS = {
   'evaluate': evaluate.run,
 }
 
+# Fields that name a stage whose result a stage of this kind takes over.
+SOURCES = {
+  'language': ('init',),
+  'collect': ('policy', 'other_policy'),
+  'reward_model': ('init', 'rankings'),
+  'select': ('candidates', 'reward'),
+  'ppo': ('init', 'ref', 'reward'),
+  'evaluate': ('baseline_stage', 'ref', 'reward'),
+}
+
 # What may differ when a run goes on in its directory: nothing that changes a number.
-MAY_CHANGE = ('stages', 'tracking', '*.log_steps', '*.shown_samples')
+MAY_CHANGE = ('stages', 'tracking', 'title', 'needs')
 
 
-def check(config) -> None:
+def check(config, workdir: pathlib.Path) -> None:
   """Refuses a recipe that cannot run, before anything is built.
+
+  Every stage must find what it takes over: from a stage before it, from one that is complete in
+  `workdir`, or from the path of a checkpoint.
 
   Raises:
     ValueError: names the field.
   """
   if not config.stages:
     raise ValueError('config.stages is empty: name the stages to run, in order')
+  known = [k for k in config if k not in ('data', 'tokenizer') and hasattr(config[k], 'kind')]
   for number, name in enumerate(config.stages):
-    if name not in config:
-      known = [k for k in config if hasattr(config[k], 'kind')]
+    if name not in known:
       raise ValueError(f'config.stages names {name!r}, which has no sub-config; there are {known}')
     kind = config[name].kind
     if kind not in KINDS:
       raise ValueError(f'config.{name}.kind {kind!r} is none of {", ".join(KINDS)}')
     if name in config.stages[:number]:
       raise ValueError(f'config.stages names {name!r} twice')
+    for field, source in _sources(config, name):
+      _check_source(config, workdir, number, f'config.{name}.{field}', source, known)
+
+
+def _sources(config, name: str) -> list[tuple[str, str]]:
+  """(field, stage or path) of everything that a stage takes over from others."""
+  c = config[name]
+  found = [(field, c[field]) for field in SOURCES[c.kind] if c[field] is not None]
+  if c.kind == 'evaluate':
+    found += [(f'models.{model}', source) for model, (source, _) in c.models.items()]
+    found += [('traces', source) for source in c.traces]
+  return [(field, source) for field, source in found if (field, source) != ('rankings', 'data')]
+
+
+def _check_source(config, workdir, number, field: str, source: str, known) -> None:
+  if source in config.stages[:number] or (workdir / source / 'summary.json').exists():
+    return
+  if source in known:
+    where = 'comes later in' if source in config.stages else 'is not in'
+    raise ValueError(
+      f'{field} needs stage {source!r}, which {where} config.stages '
+      f'({", ".join(config.stages)}) and is not complete in {workdir}: put it before')
+  if not pathlib.Path(source).is_dir():
+    raise ValueError(f'{field} {source!r} is neither a stage ({", ".join(known)}) nor a directory')
 
 
 def _claim(config, workdir: pathlib.Path) -> None:
-  """Writes config.json, or refuses a workdir of another config, naming the fields."""
+  """Writes config.json, or refuses a workdir of another config, naming the fields.
+
+  A stage's config is fixed once the stage has begun; others may be added and changed.
+  """
   path = workdir / 'config.json'
   if path.exists():
     old = config_lib.from_json(path.read_text())
-    config_lib.require_same_config(old, config, may_change=MAY_CHANGE, where=str(workdir))
+    free = tuple(name for c in (old, config) for name in c
+                 if hasattr(c[name], 'kind') and name != 'data' and name != 'tokenizer'
+                 and not (workdir / name).is_dir())
+    config_lib.require_same_config(
+      old, config, may_change=(*MAY_CHANGE, *free), where=str(workdir))
   workdir.mkdir(parents=True, exist_ok=True)
   hooks.write_json_atomic(path, config_lib.to_dict(config))
   hooks.write_json_atomic(workdir / 'environment.json', hooks.environment())
@@ -84,8 +128,8 @@ def run(config, workdir: str | pathlib.Path) -> Context:
     ValueError: the recipe or the directory cannot be used; nothing has been computed then.
     training.Stopped: a signal asked to stop; run again to go on.
   """
-  check(config)
   workdir = pathlib.Path(workdir).absolute()
+  check(config, workdir)
   _claim(config, workdir)
   ctx = make_context(config, workdir)
   with ctx.stopper:

@@ -30,7 +30,7 @@ PROMPTS = ((A, A), (A, B), (B,))
 DOCUMENTS = ((A, A, B, B, END), (A, A, B, END), (A, B, A, B), (B, END), (B, A, A, END), (B, B))
 
 # Networks of this seed have scores that matter, and no optimal probability near 0.
-SEED = 20
+SEED = 10
 KL_COEF = 0.5
 MISSING_END_PENALTY = 0.25
 

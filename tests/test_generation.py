@@ -175,7 +175,7 @@ def test_draws_follow_the_filtered_distribution(temperature, top_k, top_p):
   assert not count[want == 0].any(), 'a filtered token was drawn'
   error = 5 * np.sqrt(want * (1 - want) / n)
   assert (np.abs(count / n - want) <= error).all(), (count / n, want)
-  assert_close(logprob, np.log(want)[np.asarray(token)])
+  assert_close(logprob, np.log(want[np.asarray(token)]))
   assert sampling.is_plain == (temperature == 1 and top_k == 0 and top_p == 1)
 
 

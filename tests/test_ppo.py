@@ -473,13 +473,17 @@ def test_packed_rankings_are_as_separate_ones():
     one = jax.tree.map(lambda x: x[0], batch)
     assert_close(reward_model.ranking_scores(MODEL, params, one), scores)
     jax.tree.map(assert_close, gradient_of(algorithm, 'reward', params, batch), wanted)
-  # By hand: each response alone after its prompt.
-  for number, (trunk, branches) in enumerate(GROUPS):
-    for k, branch in enumerate(branches):
-      rows, gather = scoring.episode_rows(
-        trunk[None], np.array([len(trunk)]), np.array([0]), branch[None],
-        np.ones((1, len(branch)), bool))
-      assert_close(scoring.response_scores(MODEL, params, rows, gather)[0], scores[number, k])
+  # And each response alone after its prompt, one a row.
+  pairs = [(trunk, b, number, k) for number, (trunk, bs) in enumerate(GROUPS)
+           for k, b in enumerate(bs)]
+  pad = lambda x, size: np.pad(x, (0, size - len(x)))  # noqa: E731
+  sizes = np.array([len(b) for _, b, _, _ in pairs])
+  rows, gather = scoring.episode_rows(
+    np.stack([pad(t, 2) for t, *_ in pairs]), np.array([len(t) for t, *_ in pairs]),
+    np.arange(len(pairs)), np.stack([pad(b, 3) for _, b, _, _ in pairs]),
+    np.arange(3) < sizes[:, None])
+  alone = jax.jit(lambda p: scoring.response_scores(MODEL, p, rows, gather))(params)
+  assert_close(alone, [scores[number, k] for *_, number, k in pairs])
 
 
 @pytest.mark.parametrize('unit', ['token', 'sequence'])
@@ -521,11 +525,9 @@ def test_packed_language_is_as_separate(unit):
 # --- planted faults: the tests above can fail -----------------------------------------------------
 
 
-@pytest.mark.parametrize(('old', 'new'), [
-  ('strided = x.reshape(size, microbatches, minibatches, *x.shape[1:])\n  return strided.swapaxes('
-   '0, 2)', 'strided = x.reshape(size, splits, *x.shape[1:])\n  return strided.swapaxes(0, 1)'),
-])
-def test_a_split_that_mixes_minibatches_is_seen(monkeypatch, old, new):
+def test_a_split_that_mixes_minibatches_is_seen(monkeypatch):
+  new = 'return x.reshape(size, splits, *x.shape[1:]).swapaxes(0, 1)'
+  old = 'return strided.swapaxes(0, 2).reshape(splits, size, *x.shape[1:])'
   broken = mutant('algorithms.ppo', old, new)
   monkeypatch.setattr(ppo, 'split_episodes', broken.split_episodes)
   with pytest.raises(AssertionError):

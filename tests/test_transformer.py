@@ -353,6 +353,21 @@ def test_remat_policies_give_the_same_gradients(policy):
     jax.tree.map(assert_close, other, found[0])
 
 
+@pytest.mark.parametrize('remat', transformer.REMAT)
+def test_a_scanned_stack_is_the_unrolled_one(policy, monkeypatch, remat):
+  rows, gather = packed(make_groups())
+  model = dataclasses.replace(DROPOUT, remat=remat)
+
+  def run():
+    return jax.jit(jax.value_and_grad(lambda p: scoring.token_scores(
+      model, p, rows, gather.select, dropout_key=jax.random.key(3)).logprobs.sum()))(policy)
+
+  assert model.layers <= transformer.UNROLL_LAYERS
+  unrolled = run()
+  monkeypatch.setattr(transformer, 'UNROLL_LAYERS', 0)
+  jax.tree.map(assert_close, run(), unrolled)
+
+
 def test_bfloat16_compute_stays_close_and_returns_float32(policy, scalar):
   rows, gather = packed(make_groups())
   model = dataclasses.replace(MODEL, compute_dtype='bfloat16')

@@ -37,6 +37,10 @@ def load_function(name: str):
 def reward_parts(ctx: Context, c) -> tuple:
   """The parts whose weighted sum is the score."""
   parts = []
+  if c.reward_weight and c.reward is None:
+    raise ValueError(
+      f'reward_weight is {c.reward_weight} and reward None: name a reward model, or set '
+      'reward_weight to 0 and give reward_functions')
   if c.reward_weight:
     parts.append(rollout.ModelReward(
       'reward_model', c.reward_weight, 'reward', ctx.model('reward')))

@@ -135,7 +135,11 @@ class _Log:
     c = self._stage.config
     # A checkpoint takes no pending metrics along, so they are written out before each one.
     due = not step % c.log_steps or not step % c.checkpoint_steps or step in self._stage.keep
-    if not due and step != self._stage.steps:
+    return self.flush(step, state) if due or step == self._stage.steps else False
+
+  def flush(self, step: int, state: TrainState) -> bool:
+    """Writes the line of the steps since the last one, if any; True to stop after this step."""
+    if not self._pending:
       return False
     fetched, bad_step = jax.device_get((self._pending, state.bad_step))
     self._pending = []
@@ -217,6 +221,8 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
         del metrics
         stopping = ctx.stopper.should_stop(step)
         due = step % c.checkpoint_steps == 0 or step == stage.steps or step in keep
+        if stopping:
+          log.flush(step, state)  # the checkpoint takes no pending metrics along
         if due or stopping or log.reason is not None:
           if int(jax.device_get(state.bad_step)) >= 0:
             raise FloatingPointError(
