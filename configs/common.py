@@ -264,7 +264,7 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   # episode, microbatches of each minibatch, tokens in a packed row.
   c.ptx_coef = 27.8
   c.ptx_unit = 'token'
-  c.ptx_ratio = 8
+  c.ptx_ratio = 8.0
   c.ptx_microbatches = 1
   c.ptx_row_length = 96
   # Rollouts: the policy's own distribution. Others are refused.

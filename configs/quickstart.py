@@ -126,7 +126,8 @@ def _add_plain(c: ConfigDict) -> None:
   plain.ptx_coef = 0.0
   plain.policy_optimizer.schedule.peak = PLAIN_PEAK
   control = common.language(
-    'pretrain', init='rl_init', batch_size=c.ppo.batch_size * c.ppo.ptx_ratio // c.ppo.minibatches,
+    'pretrain', init='rl_init',
+    batch_size=round(c.ppo.batch_size * c.ppo.ptx_ratio / c.ppo.minibatches),
     row_length=c.ppo.ptx_row_length, peak=c.ppo.policy_optimizer.schedule.peak)
   control.train_epochs = common.placeholder(float)
   control.train_steps = c.ppo.train_steps * c.ppo.minibatches
@@ -154,7 +155,10 @@ def _shrink(c: ConfigDict) -> None:
     'rank_valid_prompts': 60, 'valid_prompts': 60, 'test_prompts': 60,
     'calibration_prompts': 100})
   c.pretrain.valid_examples = c.sft.valid_examples = c.rl_init.valid_examples = 64
-  c.pretrain.train_epochs = c.sft.train_epochs = c.rl_init.train_epochs = 1.0
+  for stage in (c.pretrain, c.sft, c.rl_init):
+    stage.train_epochs = 1.0
+    stage.batch_size = 32
+    stage.optimizer.schedule.warmup_steps = 4
   c.sft.candidates = 2
   c.collect.batch_size = 64
   c.reward_model.valid_examples = c.reward_model.bias_demonstrations = 48

@@ -4,8 +4,8 @@ import functools
 
 import jax
 import numpy as np
-from configs import quickstart
 
+from configs import quickstart
 from instructjax import checkpoint, sharding
 from instructjax import config as config_lib
 from instructjax.stages.context import make_context
@@ -20,16 +20,20 @@ def recipe(**fields):
     'test_prompts': 16, 'calibration_prompts': 20, 'users': 40})
   for model in (c.models.policy, c.models.reward):
     model.size, model.layers, model.width, model.heads = 'micro', 1, 16, 2
+    model.context = 64
   for stage in (c.pretrain, c.sft, c.rl_init):
     stage.batch_size, stage.valid_examples = 16, 16
   for stage in (c.pretrain, c.sft, c.rl_init, c.reward_model):
     stage.optimizer.schedule.warmup_steps = 0
+  c.limits.prompt_tokens, c.limits.response_tokens = 40, 24
   c.tracking.tensorboard = False
   for name, value in fields.items():
     *path, last = name.split('__')
     level = c
     for part in path:
       level = level[part]
+    if last not in level:
+      raise KeyError(f'{name} is no field of the recipe')
     level[last] = value
   return config_lib.lock(c)
 

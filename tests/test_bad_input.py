@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 import small
-from configs import real_text
 
+from configs import real_text
 from instructjax import pipeline, sharding
 from instructjax.algorithms import ppo, rollout
 from instructjax.data.corpus import make_corpus
@@ -89,8 +89,6 @@ def test_the_whole_recipe_and_paths_pass_the_check(tmp_path):
 def test_an_unknown_field_is_an_error():
   with pytest.raises((AttributeError, KeyError), match='kl_coeff'):
     small.recipe().ppo.kl_coeff = 0.1
-  with pytest.raises((AttributeError, KeyError), match='kl_coeff'):
-    small.recipe(ppo__kl_coeff=0.1).ppo
 
 
 # --- stages ---------------------------------------------------------------------------------------
@@ -143,7 +141,7 @@ def run_stage(world, tmp_path, name, **fields):
   ({'ppo__ptx_coef': -1.0}, 'ptx_coef -1.0 is negative'),
   ({'ppo__init': 'nowhere'}, "'nowhere' is neither a stage"),
   ({'models__policy__width': 24}, 'checkpoint of another architecture'),
-  ({'limits__response_tokens': 100}, 'prompt 56 \\+ response 100|more than the context')])
+  ({'limits__response_tokens': 60}, '40 \\+ response 60 tokens are more than the context 64')])
 def test_ppo_refuses(world, tmp_path, nothing_compiled, fields, message):
   _, run = run_stage(world, tmp_path, 'ppo', **fields)
   with pytest.raises(ValueError, match=message):
@@ -168,10 +166,9 @@ def test_other_stages_refuse(world, tmp_path, nothing_compiled, name, fields, me
     run()
 
 
-def test_an_indivisible_batch_names_both_numbers(world):
-  ctx, _ = world
-  mesh = sharding.make_mesh.func({'data': 8, 'fsdp': 1, 'tensor': 1}, jax.devices())
-  with pytest.raises(ValueError, match='12 is not divisible by the 8 data shards .*8 or 16'):
+def test_an_indivisible_batch_names_both_numbers():
+  mesh = sharding.make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1}, devices=jax.devices())
+  with pytest.raises(ValueError, match=r'12 is not divisible by the 8 data shards .*8 or 16'):
     sharding.check_divides(12, mesh, 'ppo: episodes of a microbatch,')
 
 
@@ -185,7 +182,7 @@ def test_long_prompts_are_set_aside_counted_and_listed(world, tmp_path):
   counts = ctx.rejected.counts()
   assert long and counts['prompt is longer than the limit'] == len(long)
   assert all('limit 24' in r['detail'] and r['file'] for r in long)
-  assert summary['complete'] if 'complete' in summary else True
+  assert summary['steps'] == 1
 
 
 def test_a_reward_function_must_give_finite_numbers():
@@ -258,5 +255,5 @@ def test_bad_rows_are_set_aside_and_good_ones_kept(tmp_path):
 def test_a_directory_that_lacks_files_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r'none of demonstrations.jsonl, .* is in'):
     corpus(tmp_path, Rejected())
-  with pytest.raises(ValueError, match='data.dir is empty'):
+  with pytest.raises(ValueError, match=r'data.dir is empty'):
     make_corpus(real_text.get_config('test').data, 0, Rejected())

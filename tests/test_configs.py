@@ -42,7 +42,7 @@ def test_a_recipe_builds(recipe, argument, tmp_path):
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_unknown_arguments_are_refused(recipe):
-  with pytest.raises(ValueError, match="unknown config argument 'tset'.*test"):
+  with pytest.raises(ValueError, match=r"unknown config argument 'tset'.*test"):
     build(recipe, 'tset')
   with pytest.raises(ValueError, match='seed'):
     build(recipe, 'seed=one')

@@ -1,4 +1,4 @@
-"""Sampling: the distribution it claims, the training forward's log-probs, one prefill, any batch."""
+"""Sampling: the distribution it claims, the log-probs of training, one prefill, any batch."""
 
 import dataclasses
 import functools
@@ -206,7 +206,7 @@ def test_bfloat16_samples_with_float32_logprobs(policy):
 
 
 def test_user_mistakes_are_named(policy):
-  with pytest.raises(ValueError, match='prompt 4 .* 7 tokens exceed the context of 10'):
+  with pytest.raises(ValueError, match=r'prompt 4 .* 7 tokens exceed the context of 10'):
     generation.generate(MODEL, policy, prompts(2), jax.random.key(0), Sampling(7, END))
   for wrong, name in (({'max_tokens': 0}, 'max_tokens 0'), ({'temperature': -1.0}, 'temperature'),
                       ({'top_k': -1}, 'top_k -1'), ({'top_p': 0.0}, 'top_p 0.0')):

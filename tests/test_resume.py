@@ -19,7 +19,7 @@ PPO = {
   'ppo__valid_steps': 2, 'ppo__checkpoint_steps': 4, 'ppo__ptx_ratio': 1, 'ppo__kl_target': 1.0,
   'ppo__kl_horizon': 40.0, 'ppo__valid_prompts': 8, 'ppo__release': 'ema',
   'ppo__policy_optimizer__schedule__warmup_steps': 2,
-  'limits__prompt_tokens': 56, 'limits__response_tokens': 6}
+  'limits__response_tokens': 6}
 
 
 class StopAt(Stopper):
