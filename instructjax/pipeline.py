@@ -52,6 +52,8 @@ def check(config, workdir: pathlib.Path) -> None:
       raise ValueError(f'config.{name}.kind {kind!r} is none of {", ".join(KINDS)}')
     if name in config.stages[:number]:
       raise ValueError(f'config.stages names {name!r} twice')
+    if kind == 'ppo':
+      ppo.check_config(name, config[name])
     for field, source in _sources(config, name):
       _check_source(config, workdir, number, f'config.{name}.{field}', source, known)
 

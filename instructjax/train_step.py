@@ -192,6 +192,8 @@ def train_step(
   for name, value in state.extras.items():
     metrics[name] = Last(value)
   ema = state.ema if ema_unit == 'update' else _average(state.ema, state.params, ema_decay)
+  # A rollout that is not finite must not reach the adaptive coefficients either.
+  extras = tree.select(
+    state.bad_step < 0, algorithm.adapt(state.extras, metrics), state.extras)
   return TrainState(
-    state.step + 1, state.params, state.opt_state, ema, algorithm.adapt(state.extras, metrics),
-    state.bad_step), metrics
+    state.step + 1, state.params, state.opt_state, ema, extras, state.bad_step), metrics

@@ -14,7 +14,7 @@ UNITS = ('token', 'sequence')
 
 
 def document_count(batch: LanguageBatch) -> Float[Array, '']:
-  """Documents in a minibatch: the groups that start somewhere and have a weighted token."""
+  """Documents in a minibatch: the groups that start in its rows."""
   starts = (batch.rows.parent < 0) & (batch.rows.group > 0)
   return starts.sum().astype(jnp.float32)
 

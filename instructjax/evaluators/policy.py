@@ -62,24 +62,24 @@ class PolicyEvaluator:
       lambda params, ref, prompts, samples: scoring.sample_kl(
         model, params, model, ref, prompts, samples), out_shardings=whole)
 
-  def _sampler(self, sampling: Sampling):
-    if sampling not in self._samplers:
-      self._samplers[sampling] = jax.jit(
+  def _sampler(self, sampling: Sampling, samples: int):
+    if (sampling, samples) not in self._samplers:
+      self._samplers[sampling, samples] = jax.jit(
         lambda params, prompts, key: generation.generate(
-          self.model, params, prompts, key, sampling),
+          self.model, params, prompts, key, sampling, samples=samples),
         out_shardings=sharding.batch_sharding(self.mesh, 0))
-    return self._samplers[sampling]
+    return self._samplers[sampling, samples]
 
-  def _chunks(self, prompts: Sequence[np.ndarray], samples: int):
+  def _chunks(self, prompts: Sequence[np.ndarray], samples: int, size: int):
     """(number of real rows, Prompts on the devices) for prompts repeated `samples` times.
 
-    A row's identity is prompt * samples + sample, whatever chunk it is in.
+    A row's identity is prompt * samples + sample, whatever chunk of `size` rows it is in.
     """
     tokens, length = pad_prompts(prompts, self.prompt_length)
     index = np.repeat(np.arange(len(prompts)), samples)
-    for start in range(0, len(index), self.batch_size):
-      item = np.arange(start, start + self.batch_size, dtype=np.int32)
-      real = min(self.batch_size, len(index) - start)
+    for start in range(0, len(index), size):
+      item = np.arange(start, start + size, dtype=np.int32)
+      real = min(size, len(index) - start)
       rows = index[np.minimum(item, len(index) - 1)]
       chunk = Prompts(tokens[rows], length[rows], item)
       yield real, sharding.put_batch(self.mesh, chunk, axis=0)
@@ -88,11 +88,14 @@ class PolicyEvaluator:
     self, params, prompts: Sequence[np.ndarray], key, *, samples: int, temperature: float = 1.0
   ) -> SampledResponses:
     """K responses to each prompt; the same for any batch size and mesh (in float32)."""
-    run = self._sampler(Sampling(self.max_tokens, self.end_id, temperature))
+    run = self._sampler(Sampling(self.max_tokens, self.end_id, temperature), samples)
+    shards = sharding.batch_shards(self.mesh)
+    # A prompt is prefilled once for its K samples, so a call takes 1/K as many prompts.
+    size = max(self.batch_size // samples // shards, 1) * shards
     parts = []
-    for real, chunk in self._chunks(prompts, samples):
+    for real, chunk in self._chunks(prompts, 1, size):
       out = jax.device_get(run(params, chunk, key))
-      parts.append(jax.tree.map(lambda x, n=real: np.asarray(x)[:n], out))
+      parts.append(jax.tree.map(lambda x, n=real * samples: np.asarray(x)[:n], out))
     merged = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     shape = lambda x: x.reshape(len(prompts), samples, *x.shape[1:])  # noqa: E731
     return SampledResponses(
@@ -102,7 +105,7 @@ class PolicyEvaluator:
     samples = responses.ended.shape[1]
     flat = [x.reshape(-1, *x.shape[2:]) for x in responses]
     out, start = [], 0
-    for real, chunk in self._chunks(prompts, samples):
+    for real, chunk in self._chunks(prompts, samples, self.batch_size):
       rows = np.minimum(np.arange(start, start + self.batch_size), len(flat[0]) - 1)
       tokens, mask, ended, logprobs = (x[rows] for x in flat)
       device = sharding.put_batch(

@@ -49,15 +49,23 @@ def reward_parts(ctx: Context, c) -> tuple:
   return tuple(parts)
 
 
-def _check(ctx: Context, name: str, c, settings: ppo.PPOSettings) -> None:
+def check_config(name: str, c) -> None:
+  """Refuses what cannot work, before any stage has run.
+
+  Raises:
+    ValueError: the episodes do not split, rollouts are not the policy's own distribution, a reward
+      function cannot be loaded, `release` is unknown.
+  """
+  settings = ppo.make_settings(c)
   splits = settings.splits
   if c.batch_size % splits:
     raise ValueError(
       f'{name}.batch_size {c.batch_size} is not divisible by minibatches x microbatches {splits}; '
       f'use {c.batch_size // splits * splits or splits} or '
       f'{(c.batch_size // splits + 1) * splits}')
-  sharding.check_divides(
-    c.batch_size // splits, ctx.mesh, f'{name}: episodes of a microbatch,')
+  ppo.check_rollout_sampling(Sampling(1, 0, c.temperature, c.top_k, c.top_p))
+  for _, _, function in c.reward_functions:
+    load_function(function)
   if c.release not in ('raw', 'ema'):
     raise ValueError(f"{name}.release {c.release!r}: use 'raw' or 'ema'")
 
@@ -101,11 +109,12 @@ def released(valid: list[dict], max_kl: float) -> dict:
 def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   """Trains policy and value against the reward, and picks the released checkpoint by KL."""
   settings = ppo.make_settings(c)
-  _check(ctx, name, c, settings)
+  check_config(name, c)
+  sharding.check_divides(
+    c.batch_size // settings.splits, ctx.mesh, f'{name}: episodes of a microbatch,')
   limits = ctx.config.limits
   sampling_rule = Sampling(
     limits.response_tokens, ctx.tokenizer.end_id, c.temperature, c.top_k, c.top_p)
-  ppo.check_rollout_sampling(sampling_rule)
   policy, value, ref = ctx.model('policy'), ctx.model('value'), ctx.model('ref')
   parts = reward_parts(ctx, c)
   frozen = {'ref': ctx.load(c.ref, 'policy')}
