@@ -262,7 +262,7 @@ def test_split_by_user_and_prompts_that_two_users_share():
 
 
 def test_real_files_have_no_bad_row():
-  if "INSTRUCTJAX_TEST_DATA" not in os.environ:
+  if not os.environ.get("INSTRUCTJAX_TEST_DATA"):
     pytest.skip("INSTRUCTJAX_TEST_DATA names no directory of data files")
   directory = pathlib.Path(os.environ["INSTRUCTJAX_TEST_DATA"])
   for name, reader, most in [

@@ -15,15 +15,15 @@ from instructjax.data.miniature.tasks import (
 )
 
 # Chances of the three kinds of fault for a labeler of carelessness 1.
-CONTENT_FAULT = 0.18
-CONSTRAINT_FAULT = 0.58
-FORM_FAULT = 0.15
+CONTENT_FAULT = 0.14
+CONSTRAINT_FAULT = 0.70
+FORM_FAULT = 0.12
 # No labeler misses more constraints than this.
 MOST_FAULTY = 0.9
 # Share of forgotten constraints where another word or number is put; the others are left out.
 # People who miss a constraint mostly write as if it were not there, and more of them miss it than
 # not: what is most usual in the demonstrations is not what people prefer when they compare.
-WRONG_INSTEAD = 0.3
+WRONG_INSTEAD = 0.2
 # Share of wrong words that are vague ones ("someone") rather than other words of the class.
 VAGUE_SHARE = 0.65
 # Share of content faults that refuse a harmless request.

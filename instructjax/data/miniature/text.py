@@ -3,7 +3,7 @@
 It tells of the same names, animals and facts as the prompts, and it holds instructions, but nobody
 in it answers one as an assistant would: exam papers only ask, quizzes answer in one word. Its own
 skills are recalling a story, answering a quiz, translating to and from zorb, counting, saying a
-line again with a word changed, listing.
+line again with a word changed, keeping a refrain, listing.
 """
 
 from collections.abc import Callable
@@ -153,17 +153,35 @@ def _echo(rng: np.random.Generator, facts: Facts) -> list[str]:
   return parts
 
 
+def _refrain(rng: np.random.Generator, facts: Facts) -> list[str]:
+  """Lines that all start or end with the word that the first line names."""
+  v = vocabulary
+  at_end = rng.random() < 0.7
+  word = pick(rng, v.CLOSERS if at_end else v.OPENERS)
+  parts = [f"here is a story to {'end' if at_end else 'start'} with {word} ."]
+  for i in rng.permutation(len(v.ANIMALS))[:5]:
+    animal, (name, friend) = v.ANIMALS[i], pick_two(rng, v.NAMES)
+    line = pick(rng, (
+      f"the {animal} eats {facts.food[animal]}",
+      f"{name} {pick(rng, v.MEETINGS)} the {animal}",
+      f"{name} went to {friend}",
+      f"{name} {pick(rng, v.DEEDS)} the {pick(rng, v.COLOURS)} {pick(rng, v.OBJECTS)}"))
+    parts.append(f"{line} , {word} ." if at_end else f"{word} , {line} .")
+  return parts
+
+
 KINDS: dict[str, tuple[float, Callable[[np.random.Generator, Facts], list[str]]]] = {
-  "facts": (0.13, _facts),
+  "facts": (0.11, _facts),
   "kinds": (0.07, _kinds),
-  "quiz": (0.12, _quiz),
+  "quiz": (0.10, _quiz),
   "zorb": (0.09, _zorb),
   "counting": (0.05, _counting),
-  "recall": (0.16, _recall),
+  "recall": (0.13, _recall),
   "lists": (0.05, _lists),
   "story": (0.12, _story),
   "letter": (0.05, _letter),
   "echo": (0.10, _echo),
+  "refrain": (0.08, _refrain),
 }
 EXAM_SHARE = 1.0 - sum(share for share, _ in KINDS.values())
 
