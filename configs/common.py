@@ -144,10 +144,10 @@ def language(
   c.z_loss = 0.0
   # Residual dropout; the paper fine-tunes with 0.2.
   c.dropout = 0.0
-  # Pretraining documents mixed in, for each demonstration, and the coefficient of their per-token
-  # mean loss beside that of the demonstrations.
-  c.pretrain_ratio = 0.0
-  c.pretrain_coef = 1.0
+  # Share of the batch's documents that is pretraining text, in [0, 1); and what each of its tokens
+  # weighs beside 1 for a response token (with unit 'response': a document beside a response).
+  c.pretrain_share = 0.0
+  c.pretrain_weight = 1.0
   # Checkpoints kept at equal distances for `select` to choose from; 0 keeps only the last.
   c.candidates = 0
   # Held-out documents or demonstrations for validation.

@@ -63,19 +63,19 @@ def get_config(arg: str = '') -> ConfigDict:
   c.pretrain.optimizer.schedule.warmup_steps = 50
 
   c.sft = common.language(
-    'demonstrations', init='pretrain', batch_size=32, row_length=96, peak=2.5e-3)
+    'demonstrations', init='pretrain', batch_size=36, row_length=96, peak=2.5e-3)
   c.sft.train_epochs = 4.0
   c.sft.optimizer.schedule.warmup_steps = 50
-  c.sft.pretrain_ratio = 0.25
-  c.sft.pretrain_coef = 0.1
+  c.sft.pretrain_share = 0.1
+  c.sft.pretrain_weight = 0.3
   c.sft.candidates = 4
 
   c.rl_init = common.language(
-    'demonstrations', init='pretrain', batch_size=32, row_length=96, peak=2.5e-3)
+    'demonstrations', init='pretrain', batch_size=36, row_length=96, peak=2.5e-3)
   c.rl_init.train_epochs = 2.0
   c.rl_init.optimizer.schedule.warmup_steps = 50
-  c.rl_init.pretrain_ratio = 0.5
-  c.rl_init.pretrain_coef = 1.0
+  # The paper mixes 10 % pretraining data in (facts B3).
+  c.rl_init.pretrain_share = 0.1
 
   c.collect = common.collect('sft')
   c.reward_model = common.reward_model(

@@ -38,6 +38,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.limits = common.limits(prompt_tokens=128, response_tokens=96)
   c.models = ConfigDict({
     'policy': common.model('mini', context=256), 'reward': common.model('mini', context=256)})
+  for role in ('policy', 'reward'):
+    c.models[role].layers = 2
   c.mesh = common.mesh()
   c.rules = common.network_rules()
   c.tracking = common.tracking()
@@ -45,22 +47,22 @@ def get_config(arg: str = '') -> ConfigDict:
   c.pretrain = common.language(
     'pretrain', init=None, batch_size=32, row_length=256, peak=3e-3)
   c.pretrain.optimizer.schedule.warmup_steps = 20
-  c.pretrain.train_epochs = 1.5
+  c.pretrain.train_epochs = 1.0
   c.pretrain.valid_examples = 256
-  c.pretrain.valid_steps = 200
+  c.pretrain.valid_steps = 100
 
   c.sft = common.language(
     'demonstrations', init='pretrain', batch_size=64, row_length=256, peak=1e-3)
-  c.sft.train_epochs = 3.0
+  c.sft.train_epochs = 2.0
   c.sft.dropout = 0.1
-  c.sft.candidates = 3
+  c.sft.candidates = 2
   c.sft.valid_examples = 400
-  c.sft.pretrain_ratio = 0.1
+  c.sft.pretrain_share = 0.1
 
   c.rl_init = common.language(
     'demonstrations', init='pretrain', batch_size=64, row_length=256, peak=1e-3)
   c.rl_init.train_epochs = 2.0
-  c.rl_init.pretrain_ratio = 0.1
+  c.rl_init.pretrain_share = 0.1
   c.rl_init.valid_examples = 400
 
   c.reward_model = common.reward_model(

@@ -175,7 +175,7 @@ def test_an_indivisible_batch_names_both_numbers():
 def test_long_prompts_are_set_aside_counted_and_listed(world, tmp_path):
   ctx, run = run_stage(
     world, tmp_path, 'sft', limits__prompt_tokens=24, sft__train_epochs=None, sft__train_steps=1,
-    sft__candidates=0, sft__pretrain_ratio=0.0)
+    sft__candidates=0, sft__pretrain_share=0.0)
   summary = run()
   rows = [json.loads(line) for line in (tmp_path / 'rejected.jsonl').read_text().splitlines()]
   long = [r for r in rows if r['reason'] == 'prompt is longer than the limit']

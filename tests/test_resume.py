@@ -13,7 +13,7 @@ from instructjax.stages import training
 LANGUAGE = {
   'stages': ('sft',), 'sft__init': None, 'sft__dropout': 0.1, 'sft__train_epochs': None,
   'sft__train_steps': 6, 'sft__log_steps': 2, 'sft__valid_steps': 3, 'sft__checkpoint_steps': 6,
-  'sft__pretrain_ratio': 0.25, 'sft__candidates': 2, 'sft__microbatches': 2}
+  'sft__pretrain_share': 0.25, 'sft__candidates': 2, 'sft__microbatches': 2}
 PPO = {
   'stages': ('ppo',), 'ppo__batch_size': 8, 'ppo__minibatches': 2, 'ppo__train_steps': 4,
   'ppo__valid_steps': 2, 'ppo__checkpoint_steps': 4, 'ppo__ptx_ratio': 1, 'ppo__kl_target': 1.0,

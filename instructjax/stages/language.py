@@ -1,5 +1,6 @@
 """Pretraining and supervised fine-tuning as stages: `pretrain`, `sft`, `rl_init` (floor 8)."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,8 +9,8 @@ from instructjax import config as config_lib
 from instructjax import sharding
 from instructjax.algorithms import language_model
 from instructjax.data import items
-from instructjax.data.pipeline import LanguageLoader, Sequential, Shuffled
-from instructjax.data.placement import language_sizes, suggest_slots
+from instructjax.data.pipeline import LanguageLoader, Mixed, Sequential, Shuffled
+from instructjax.data.placement import LanguageItem, language_sizes, suggest_slots
 from instructjax.evaluators.likelihood import LikelihoodEvaluator
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
@@ -35,11 +36,16 @@ def make_items(ctx: Context, c, examples: str, split: str):
 def make_loader(
   ctx: Context, found, order, *, batch_size: int, microbatches: int, row_length: int
 ) -> LanguageLoader:
-  """Packs `found` in rows of this mesh."""
+  """Packs `found` in rows of this mesh; slots are as many as its first batches need."""
+  first = {i for step in range(min(8, order.steps(batch_size)))
+           for i in order.indices(step, batch_size)}
+  widest = max(found, key=lambda i: np.count_nonzero(i.trunk_weight)
+               + np.count_nonzero(i.branch_weight))
+  slots = suggest_slots([language_sizes(found[i]) for i in first] + [language_sizes(widest)],
+                        row_length)
   return LanguageLoader(
     found, order, batch_size=batch_size, microbatches=microbatches, row_length=row_length,
-    select_slots=suggest_slots([language_sizes(i) for i in found], row_length),
-    rows_multiple=sharding.batch_shards(ctx.mesh))
+    select_slots=slots, rows_multiple=sharding.batch_shards(ctx.mesh))
 
 
 def held_out(ctx: Context, c, examples: str, split: str, count: int) -> LikelihoodEvaluator:
@@ -71,23 +77,12 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     (summary, rows)
   """
   model = ctx.model('policy', dropout=c.dropout)
-  found = make_items(ctx, c, c.examples, 'train')
-  steps = config_lib.duration(c, 'train', batch_size=c.batch_size, examples=len(found))
+  found, order, examples = _mixture(ctx, name, c)
+  steps = config_lib.duration(c, 'train', batch_size=c.batch_size, examples=examples)
   loader = make_loader(
-    ctx, found, Shuffled(len(found), ctx.seed(name)), batch_size=c.batch_size,
-    microbatches=c.microbatches, row_length=c.row_length)
+    ctx, found, order, batch_size=c.batch_size, microbatches=c.microbatches,
+    row_length=c.row_length)
   algorithm = language_model.make_language_model(model, unit='token', z_loss=c.z_loss)
-  mix = _mix_loader(ctx, name, c) if c.pretrain_ratio else None
-  if mix is not None:
-    algorithm = language_model.with_ptx(
-      algorithm, model, ptx_coef=c.pretrain_coef, unit='token')
-
-  def build(step: int):
-    streams = {'examples': loader.batch(step)}
-    if mix is not None:
-      streams['pretrain'] = mix.batch(step)
-    return streams, None
-
   held = held_out(ctx, c, c.examples, 'valid', c.valid_examples)
   pretrain = held if c.examples == 'pretrain' else held_out(
     ctx, c, 'pretrain', 'valid', c.valid_examples)
@@ -103,19 +98,30 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   params = ctx.fresh('policy', ctx.key(name)) if c.init is None else ctx.load(c.init, 'policy')
   _, _, last = training.run(ctx, training.Stage(
     name=name, config=c, algorithm=algorithm, params={'policy': params}, frozen={},
-    optimizers={'policy': c.optimizer}, build=build, steps=steps, extras={},
+    optimizers={'policy': c.optimizer},
+    build=lambda step: ({'examples': loader.batch(step)}, None), steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=every,
-    shown=('language/loss', 'ptx/loss', 'grad_norm/policy', 'learning_rate/policy'),
+    shown=('language/loss', 'grad_norm/policy', 'learning_rate/policy'),
     stop=lambda computed: None, validate_start=False))
   return _results(ctx, name, c, loader, steps, every, last)
 
 
-def _mix_loader(ctx: Context, name: str, c) -> LanguageLoader:
-  text = make_items(ctx, c, 'pretrain', 'train')
-  count = max(1, round(c.pretrain_ratio * c.batch_size))
-  return make_loader(
-    ctx, text, Shuffled(len(text), ctx.seed(f'{name} mix')), batch_size=count, microbatches=1,
-    row_length=c.row_length)
+def _mixture(ctx: Context, name: str, c):
+  """(items, their order, examples of an epoch) with the share of pretraining text mixed in.
+
+  An epoch is one pass over the stage's own examples, so it takes 1 / (1 - share) as many.
+  """
+  found = make_items(ctx, c, c.examples, 'train')
+  if not c.pretrain_share:
+    return found, Shuffled(len(found), ctx.seed(name)), len(found)
+  text = [_weighted(i, c.pretrain_weight, c.unit) for i in make_items(ctx, c, 'pretrain', 'train')]
+  order = Mixed(len(found), len(text), c.pretrain_share, ctx.seed(name))
+  return [*found, *text], order, round(len(found) / (1 - c.pretrain_share))
+
+
+def _weighted(item: LanguageItem, weight: float, unit: str) -> LanguageItem:
+  scale = weight if unit == 'token' else weight / item.trunk_weight.sum()
+  return dataclasses.replace(item, trunk_weight=item.trunk_weight * np.float32(scale))
 
 
 def _results(ctx: Context, name: str, c, loader, steps: int, every, last: str):
