@@ -87,7 +87,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.select = common.select(candidates='sft', reward='reward_model', prompts=400)
 
   c.ppo = common.ppo(
-    init='rl_init', ref='rl_init', reward='reward_model', batch_size=512, steps=80)
+    init='rl_init', ref='rl_init', reward='reward_model', batch_size=512, steps=50)
   c.ppo.minibatches = 4
   # The paper takes 8 documents for each episode; half a document is enough in this world.
   c.ppo.ptx_ratio = 0.5
@@ -95,6 +95,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.ppo.kl_coef = 0.1
   c.ppo.policy_optimizer.schedule.peak = 1e-3
   c.ppo.value_optimizer.schedule.peak = 1e-3
+  # At this learning rate the average of the weights is steadier than the weights themselves.
+  c.ppo.release = 'ema'
   c.ppo.valid_steps = 10
   c.ppo.checkpoint_steps = 10
 
