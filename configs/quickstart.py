@@ -114,10 +114,10 @@ def get_config(arg: str = '') -> ConfigDict:
   return c
 
 
-def _also(c: ConfigDict, name: str, arms: dict[str, ConfigDict], weights: str) -> None:
+def _also(c: ConfigDict, name: str, arms: dict[str, ConfigDict]) -> None:
   """Adds stages and an evaluation of them; the stages of the main run stay as they are."""
   c[name] = c.evaluate.copy_and_resolve_references()
-  c[name].models = ConfigDict({stage: (stage, weights) for stage in arms})
+  c[name].models = ConfigDict({stage: (stage, None) for stage in arms})
   c[name].traces = tuple(s for s, sub in arms.items() if sub.kind == 'ppo')
   for stage, sub in arms.items():
     c[stage] = sub
@@ -140,7 +140,7 @@ def _add_plain(c: ConfigDict) -> None:
   control.train_epochs = common.placeholder(float)
   control.train_steps = c.ppo.train_steps * c.ppo.minibatches
   control.optimizer.schedule.shape = 'constant'
-  _also(c, 'evaluate_plain', {'ppo_plain': plain, 'ptx_control': control}, 'params')
+  _also(c, 'evaluate_plain', {'ppo_plain': plain, 'ptx_control': control})
 
 
 def _add_sweep(c: ConfigDict) -> None:
@@ -151,7 +151,7 @@ def _add_sweep(c: ConfigDict) -> None:
       arm = c.ppo.copy_and_resolve_references()
       arm.ptx_coef, arm.kl_coef = coef, c.ppo.kl_coef * kl
       arms[f'ppo_sweep_ptx{coef:g}_kl{arm.kl_coef:g}'.replace('.', '_')] = arm
-  _also(c, 'evaluate_sweep', arms, 'params')
+  _also(c, 'evaluate_sweep', arms)
 
 
 def _shrink(c: ConfigDict) -> None:

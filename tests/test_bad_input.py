@@ -66,7 +66,7 @@ def untouched(tmp_path, monkeypatch):
   ({'stages': ('data',)}, "names 'data', which has no sub-config"),
   ({'stages': ('pretrain',), 'pretrain__kind': 'langage'}, "config.pretrain.kind 'langage'"),
   ({'stages': ('sft',)}, "config.sft.init needs stage 'pretrain', which is not in config.stages"),
-  ({'stages': ('sft', 'pretrain')}, "which comes later in config.stages"),
+  ({'stages': ('sft', 'pretrain')}, 'which comes later in config.stages'),
   ({'stages': ('pretrain', 'sft', 'reward_model')}, "reward_model.rankings needs stage 'collect'"),
   ({'stages': ('ppo',), 'ppo__init': 'a/path'}, "ppo.init 'a/path' is neither a stage"),
   ({'stages': ('evaluate',)}, r'config.evaluate\.\w+ needs stage')])

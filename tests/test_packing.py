@@ -156,10 +156,10 @@ def test_dtypes_and_the_microbatch_axis():
   shape = place.RowShape(2, T, T, response_length=8)
   one = packing.score_microbatch(groups, shape)
   both = packing.stack_microbatches([one, one])
-  assert {x.dtype.name for x in jax.tree.leaves(both)} == {"int32", "bool"}
+  assert {x.dtype.name for x in jax.tree.leaves(both)} == {'int32', 'bool'}
   assert both[0].tokens.shape == (2, 2, T) and both[1].index.shape == (2, 3, 8)
   assert set(np.unique(both[0].group)) == {0, 1, 8}
-  with pytest.raises(ValueError, match="equal shapes"):
+  with pytest.raises(ValueError, match='equal shapes'):
     packing.stack_microbatches(
       [one, packing.score_microbatch(groups, dataclasses.replace(shape, rows=3))])
 
@@ -183,11 +183,11 @@ def test_parts_of_one_group_never_share_a_row():
              for n in range(len(rows.group)))
 
 
-@pytest.mark.parametrize("fault, change", [
-  ("position", lambda r: r.position[0].__setitem__(4, 9)),
-  ("parent", lambda r: r.parent[0].__setitem__(5, 4)),
-  ("padding", lambda r: r.parent.__setitem__((-1, -1), 0)),
-  ("starts twice", lambda r: r.group[0].__setitem__(slice(8, 10), 1)),
+@pytest.mark.parametrize('fault, change', [
+  ('position', lambda r: r.position[0].__setitem__(4, 9)),
+  ('parent', lambda r: r.parent[0].__setitem__(5, 4)),
+  ('padding', lambda r: r.parent.__setitem__((-1, -1), 0)),
+  ('starts twice', lambda r: r.group[0].__setitem__(slice(8, 10), 1)),
 ])
 def test_check_rows_rejects_planted_faults(fault, change):
   groups = [make_group([3, 2, 2], 0), make_group([3, 2], 1)]
@@ -201,25 +201,25 @@ def test_check_rows_rejects_planted_faults(fault, change):
 def test_errors_name_the_numbers():
   shape = place.RowShape(1, T, T, responses=2, response_length=14)
   long = [make_group([10, 10], 0), make_group([10, 10], 1)]
-  with pytest.raises(ValueError, match="need 2 rows of 24, the shape has 1"):
+  with pytest.raises(ValueError, match='need 2 rows of 24, the shape has 1'):
     packing.score_microbatch(long, shape)
-  with pytest.raises(ValueError, match="25 positions"):
+  with pytest.raises(ValueError, match='25 positions'):
     packing.score_microbatch([make_group([11, 14], 0)], shape)
-  with pytest.raises(ValueError, match="response_length is 14"):
+  with pytest.raises(ValueError, match='response_length is 14'):
     packing.score_microbatch([make_group([2, 15], 0)], shape)
-  with pytest.raises(ValueError, match="must be different"):
+  with pytest.raises(ValueError, match='must be different'):
     packing.score_microbatch([make_group([2, 3], 0)] * 2, shape)
-  with pytest.raises(ValueError, match="empty prompt or response"):
+  with pytest.raises(ValueError, match='empty prompt or response'):
     packing.score_microbatch([make_group([2, 0], 0)], shape)
-  with pytest.raises(ValueError, match="3 responses, the shape has 2"):
+  with pytest.raises(ValueError, match='3 responses, the shape has 2'):
     packing.ranking_microbatch([ranking_item(make_group([1, 2, 2, 2], 0))], shape)
   group = make_group([2, 3], 0)
   ones = [np.ones(n, np.float32) for n in (2, 3)]
-  with pytest.raises(ValueError, match="first token has no predecessor"):
+  with pytest.raises(ValueError, match='first token has no predecessor'):
     packing.language_microbatch([place.LanguageItem(group, *ones)], shape)
-  with pytest.raises(ValueError, match="3 and 3 weights"):
+  with pytest.raises(ValueError, match='3 and 3 weights'):
     packing.language_microbatch([place.LanguageItem(group, ones[1], ones[1])], shape)
-  with pytest.raises(TypeError, match="integers"):
+  with pytest.raises(TypeError, match='integers'):
     packing.score_microbatch([dataclasses.replace(group, trunk=np.ones(2))], shape)
 
 
@@ -235,7 +235,7 @@ def test_better_matrix():
   pairs = {(i, j) for i, j in np.argwhere(better).tolist()}
   assert pairs == {(2, 0), (2, 3), (2, 1), (0, 1), (3, 1)}
   assert not packing.better_matrix([[0, 1, 2]], 3).any()
-  with pytest.raises(ValueError, match="leaves out response 1"):
+  with pytest.raises(ValueError, match='leaves out response 1'):
     packing.better_matrix([[0], [2]], 3)
 
 

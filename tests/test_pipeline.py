@@ -42,7 +42,7 @@ def ranking_items(n, seed=0):
 
 
 def language_loader(order, n=23, batch_size=8, microbatches=2, **change):
-  sizes = {"row_length": T, "select_slots": T, "rows_multiple": 2} | change
+  sizes = {'row_length': T, 'select_slots': T, 'rows_multiple': 2} | change
   return pipeline.LanguageLoader(language_items(n), order, batch_size=batch_size,
                                  microbatches=microbatches, **sizes)
 
@@ -69,9 +69,9 @@ def test_shuffled_differs_by_epoch_and_seed_and_not_by_history():
   assert order.indices(0, 100).tolist() != pipeline.Shuffled(100, 2).indices(0, 100).tolist()
   again = pipeline.Shuffled(100, 1)
   assert again.indices(7, 13).tolist() == order.indices(7, 13).tolist()
-  with pytest.raises(ValueError, match="no items"):
+  with pytest.raises(ValueError, match='no items'):
     pipeline.Shuffled(0, 1)
-  with pytest.raises(ValueError, match="negative"):
+  with pytest.raises(ValueError, match='negative'):
     order.indices(-1, 4)
 
 
@@ -79,7 +79,7 @@ def test_sequential_is_one_pass_with_a_short_end():
   order = pipeline.Sequential(10)
   assert [order.indices(s, 4).tolist() for s in range(order.steps(4))] == [
     [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-  with pytest.raises(ValueError, match="10 items make 3 batches"):
+  with pytest.raises(ValueError, match='10 items make 3 batches'):
     order.indices(3, 4)
 
 
@@ -95,7 +95,7 @@ def test_mixed_takes_exact_shares_of_documents():
   assert order.steps(8) == 7  # 50 / (8 * 0.9)
   none = pipeline.Mixed(5, 1, 0.0, seed=0)
   assert (np.concatenate([none.indices(s, 4) for s in range(9)]) < 5).all()
-  with pytest.raises(ValueError, match=r"other_fraction 1.0"):
+  with pytest.raises(ValueError, match=r'other_fraction 1.0'):
     pipeline.Mixed(5, 5, 1.0, seed=0)
 
 
@@ -138,19 +138,19 @@ def test_the_number_of_microbatches_changes_no_item_and_no_id():
   four = language_loader(pipeline.Shuffled(23, 5), microbatches=4)
   for s in range(6):
     assert items_in(one.batch(s).rows) == items_in(four.batch(s).rows)
-  with pytest.raises(ValueError, match="batch_size 8 must be a multiple of microbatches 3"):
+  with pytest.raises(ValueError, match='batch_size 8 must be a multiple of microbatches 3'):
     language_loader(pipeline.Shuffled(23, 5), microbatches=3)
 
 
-@pytest.mark.parametrize("make, sizes", [
-  (language_loader, {"n": 23, "batch_size": 8}),
-  (language_loader, {"n": 5, "batch_size": 12}),
-  (language_loader, {"n": 400, "batch_size": 16, "select_slots": 10}),
+@pytest.mark.parametrize('make, sizes', [
+  (language_loader, {'n': 23, 'batch_size': 8}),
+  (language_loader, {'n': 5, 'batch_size': 12}),
+  (language_loader, {'n': 400, 'batch_size': 16, 'select_slots': 10}),
 ])
 def test_at_most_two_shapes_hold_every_batch(make, sizes, monkeypatch):
   # The scan sees one batch only, so later ones may need the second shape.
-  monkeypatch.setattr(pipeline, "_SCAN_STEPS", 1)
-  loader = make(pipeline.Shuffled(sizes["n"], 2), **sizes)
+  monkeypatch.setattr(pipeline, '_SCAN_STEPS', 1)
+  loader = make(pipeline.Shuffled(sizes['n'], 2), **sizes)
   shapes = {loader.batch(s).rows.tokens.shape[1] for s in range(100)}
   assert shapes <= set(loader.row_shapes) and len(loader.row_shapes) <= 2
   assert all(n % 2 == 0 for n in loader.row_shapes)
@@ -191,7 +191,7 @@ def test_ranking_loader_keeps_prompts_whole_and_counts_them():
   assert sorted(seen) == list(range(n))
   assert responses == sum(len(it.group.branches) for it in loader.items)
   assert 0 < loader.utilisation(2).tokens <= 1
-  with pytest.raises(ValueError, match="has room for 3"):
+  with pytest.raises(ValueError, match='has room for 3'):
     pipeline.RankingLoader(
       ranking_items(n), pipeline.Sequential(n), batch_size=8, microbatches=2, row_length=T,
       select_slots=8, rows_multiple=1, responses=3)
@@ -206,7 +206,7 @@ def test_prompt_loader():
   assert last.length.tolist() == [2, 4, 2] and last.item.tolist() == [0, 1, 2]
   assert loader.indices(1).tolist() == [3, 4]
   assert {x.dtype for x in (last.tokens, last.length, last.item)} == {np.dtype(np.int32)}
-  with pytest.raises(ValueError, match="1 to 5 tokens"):
+  with pytest.raises(ValueError, match='1 to 5 tokens'):
     pipeline.PromptLoader(prompts, pipeline.Sequential(5), batch_size=3, prompt_length=4, pad_id=0)
 
 
@@ -220,12 +220,12 @@ def test_prefetch_gives_the_same_in_order_and_ends():
 
   def broken(step):
     if step == 2:
-      raise ValueError("step 2 is bad")
+      raise ValueError('step 2 is bad')
     return step
 
   it = pipeline.prefetch(broken, 0)
   assert [next(it), next(it)] == [0, 1]
-  with pytest.raises(ValueError, match="step 2 is bad"):
+  with pytest.raises(ValueError, match='step 2 is bad'):
     next(it)
   assert threading.active_count() == before
 
@@ -241,30 +241,30 @@ def test_chunks_predict_every_token_but_the_first_once(n, length):
 
 
 def limits(**change):
-  usual = {"prompt": 8, "response": 8, "row_length": T, "context": T, "truncate_prompts": False}
+  usual = {'prompt': 8, 'response': 8, 'row_length': T, 'context': T, 'truncate_prompts': False}
   return data_items.Limits(**(usual | change))
 
 
-def demonstration(prompt, response, id="d"):
-  return records.Demonstration(id, prompt, response, None, None, "test")
+def demonstration(prompt, response, id='d'):
+  return records.Demonstration(id, prompt, response, None, None, 'test')
 
 
 def test_demonstrations_that_do_not_fit_are_listed():
-  rows = [demonstration("abc", "xy"), demonstration("12345678", "x", "long-prompt"),
-          demonstration("a", "12345678", "long-response"), demonstration("", "z")]
+  rows = [demonstration('abc', 'xy'), demonstration('12345678', 'x', 'long-prompt'),
+          demonstration('a', '12345678', 'long-response'), demonstration('', 'z')]
   rejected = sources.Rejected()
   made, kept = data_items.demonstration_items(
     ByteTokenizer(), rows, limits(), rejected, prompt_weight=0.0, per_response=False)
   assert kept == [rows[0], rows[3]] and len(rejected.rows) == 2
-  assert rejected.counts() == {"prompt is longer than the limit": 1,
-                               "response is longer than the limit": 1}
-  assert "long-prompt: 9 tokens, limit 8" in [r.detail for r in rejected.rows]
+  assert rejected.counts() == {'prompt is longer than the limit': 1,
+                               'response is longer than the limit': 1}
+  assert 'long-prompt: 9 tokens, limit 8' in [r.detail for r in rejected.rows]
   assert made[1].group.trunk.tolist() == [1] and made[1].branch_weight.tolist() == [1, 1]
 
 
 def test_prompt_loss_and_weight_per_response():
   made, _ = data_items.demonstration_items(
-    ByteTokenizer(), [demonstration("abc", "xy")], limits(), sources.Rejected(),
+    ByteTokenizer(), [demonstration('abc', 'xy')], limits(), sources.Rejected(),
     prompt_weight=0.5, per_response=True)
   np.testing.assert_allclose(made[0].trunk_weight, np.array([0, 0.5, 0.5, 0.5]) / 4.5, rtol=1e-6)
   np.testing.assert_allclose(made[0].branch_weight, np.ones(3) / 4.5, rtol=1e-6)
@@ -272,20 +272,20 @@ def test_prompt_loss_and_weight_per_response():
 
 def test_truncated_prompts_keep_begin_and_their_end():
   tokens, kept = data_items.prompt_tokens(
-    ByteTokenizer(), [records.Prompt("p", "0123456789", None, None, "test")],
+    ByteTokenizer(), [records.Prompt('p', '0123456789', None, None, 'test')],
     limits(truncate_prompts=True), sources.Rejected())
-  assert tokens[0].tolist() == [1, *ByteTokenizer().encode("3456789")] and len(kept) == 1
-  with pytest.raises(ValueError, match="lower one"):
+  assert tokens[0].tolist() == [1, *ByteTokenizer().encode('3456789')] and len(kept) == 1
+  with pytest.raises(ValueError, match='lower one'):
     data_items.prompt_tokens(ByteTokenizer(), [], limits(prompt=30), sources.Rejected())
 
 
 def test_rankings_lose_long_responses_or_go():
-  row = records.Ranking("r", "p", ("one", "far too long", "two", "six"),
-                        ((1,), (3, 0), (2,)), "a", "test", margin=2.0, weight=0.5)
+  row = records.Ranking('r', 'p', ('one', 'far too long', 'two', 'six'),
+                        ((1,), (3, 0), (2,)), 'a', 'test', margin=2.0, weight=0.5)
   rejected = sources.Rejected()
   made, kept = data_items.ranking_items(
     ByteTokenizer(), [row], limits(), rejected, margin=0.0, drop_long_responses=True)
-  assert kept[0].responses == ("one", "two", "six") and kept[0].ranking == ((2, 0), (1,))
+  assert kept[0].responses == ('one', 'two', 'six') and kept[0].ranking == ((2, 0), (1,))
   np.testing.assert_array_equal(made[0].better, [[0, 0.5, 0], [0, 0, 0], [0, 0.5, 0]])
   np.testing.assert_array_equal(made[0].margin, [[0, 2, 0], [0, 0, 0], [0, 2, 0]])
   assert len(rejected.rows) == 1
@@ -296,5 +296,5 @@ def test_rankings_lose_long_responses_or_go():
 
 
 def test_impossible_limits_are_refused():
-  with pytest.raises(ValueError, match="prompt 40 must be"):
+  with pytest.raises(ValueError, match='prompt 40 must be'):
     limits(prompt=40)

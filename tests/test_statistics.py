@@ -29,7 +29,7 @@ def test_win_rate_without_ties_covers_its_known_rate():
   random, hits, runs = rng(2), 0, 600
   for k in range(runs):
     outcome = random.choice([1.0, 0.0, -1.0], size=(150, 2), p=[0.45, 0.3, 0.25])
-    got = statistics.win_rate(outcome, np.zeros((150, 1)), ties="without", seed=k, resamples=400)
+    got = statistics.win_rate(outcome, np.zeros((150, 1)), ties='without', seed=k, resamples=400)
     hits += got.low <= 0.45 / 0.7 <= got.high
   assert 0.93 <= hits / runs <= 0.97
 
@@ -59,14 +59,14 @@ def test_bootstrap_narrows_and_widens():
   assert low95 < low < high < high95
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, 95])
+@pytest.mark.parametrize('level', [0.0, 1.0, 95])
 def test_bad_level_is_refused(level):
-  with pytest.raises(ValueError, match="level"):
+  with pytest.raises(ValueError, match='level'):
     statistics.bootstrap_interval(np.ones(3), seed=0, level=level)
 
 
 def test_non_finite_values_are_refused_and_nothing_is_nan():
-  with pytest.raises(ValueError, match="1 non-finite values of 2"):
+  with pytest.raises(ValueError, match='1 non-finite values of 2'):
     statistics.bootstrap_interval(np.array([1.0, np.nan]), seed=0)
   assert all(math.isnan(x) for x in statistics.bootstrap_interval(np.zeros(0), seed=0))
 
@@ -74,7 +74,7 @@ def test_non_finite_values_are_refused_and_nothing_is_nan():
 # --- win rate
 
 
-@pytest.mark.parametrize("ties", ["half", "without"])
+@pytest.mark.parametrize('ties', ['half', 'without'])
 def test_win_rate_equals_a_loop(ties):
   a, b = rng(6).integers(0, 4, (40, 3)), rng(7).integers(0, 4, (40, 2))
   per_prompt, wins, decided = [], 0, 0
@@ -83,7 +83,7 @@ def test_win_rate_equals_a_loop(ties):
     per_prompt.append(sum(points) / len(points))
     wins += points.count(1.0)
     decided += points.count(1.0) + points.count(0.0)
-  expected = np.mean(per_prompt) if ties == "half" else wins / decided
+  expected = np.mean(per_prompt) if ties == 'half' else wins / decided
   got = statistics.win_rate(a, b, ties=ties, seed=0)
   assert got.value == pytest.approx(expected)
   assert got.low < got.value < got.high
@@ -92,7 +92,7 @@ def test_win_rate_equals_a_loop(ties):
   assert mirrored.low == pytest.approx(1 - got.high)
 
 
-@pytest.mark.parametrize("ties", ["half", "without"])
+@pytest.mark.parametrize('ties', ['half', 'without'])
 def test_a_model_against_itself_is_one_half(ties):
   scores = rng(8).normal(size=(30, 4))
   assert statistics.win_rate(scores, scores, ties=ties, seed=0).value == pytest.approx(0.5)
@@ -106,21 +106,21 @@ def test_a_model_against_itself_is_one_half(ties):
 
 def test_only_ties():
   same = np.ones((5, 1))
-  assert statistics.win_rate(same, same, ties="half", seed=0) == (0.5, 0.5, 0.5, 5)
-  nothing = statistics.win_rate(same, same, ties="without", seed=0)
+  assert statistics.win_rate(same, same, ties='half', seed=0) == (0.5, 0.5, 0.5, 5)
+  nothing = statistics.win_rate(same, same, ties='without', seed=0)
   assert math.isnan(nothing.value) and nothing.n == 0
 
 
 def test_win_rate_refuses():
-  with pytest.raises(ValueError, match="3 prompts, scores_b 4"):
-    statistics.win_rate(np.zeros(3), np.zeros(4), ties="half", seed=0)
-  with pytest.raises(ValueError, match="drop"):
-    statistics.win_rate(np.zeros(3), np.zeros(3), ties="drop", seed=0)
+  with pytest.raises(ValueError, match='3 prompts, scores_b 4'):
+    statistics.win_rate(np.zeros(3), np.zeros(4), ties='half', seed=0)
+  with pytest.raises(ValueError, match='drop'):
+    statistics.win_rate(np.zeros(3), np.zeros(3), ties='drop', seed=0)
 
 
 def test_likert_refuses_what_is_no_rating():
   assert statistics.likert_mean(np.array([1.0, 7.0]), seed=0).value == 4.0
-  with pytest.raises(ValueError, match=r"1\.\.7"):
+  with pytest.raises(ValueError, match=r'1\.\.7'):
     statistics.likert_mean(np.array([0.0, 7.0]), seed=0)
 
 
@@ -146,12 +146,12 @@ def test_agreements_equal_loops():
     points = []
     for i, j in pairs:
       guess = np.sign(scores[p, i] - scores[p, j])
-      for reference, collect in ((gold, "gold"), (labels, "labels")):
+      for reference, collect in ((gold, 'gold'), (labels, 'labels')):
         order = np.sign(reference[p, i] - reference[p, j])
         if order == 0:
           continue
         point = 1.0 if guess == order else 0.5 if guess == 0 else 0.0
-        if collect == "gold":
+        if collect == 'gold':
           points.append(point)
         else:
           right, total = right + point, total + 1
@@ -195,9 +195,9 @@ def test_normalised_accuracy():
 
 
 def test_agreement_refuses_other_shapes():
-  with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 2\)"):
+  with pytest.raises(ValueError, match=r'\(2, 3\) and \(2, 2\)'):
     statistics.gold_agreement(np.zeros((2, 3)), np.zeros((2, 2)), seed=0)
-  with pytest.raises(ValueError, match="mask"):
+  with pytest.raises(ValueError, match='mask'):
     statistics.noisy_accuracy(np.zeros((2, 3)), np.zeros((2, 3)), mask=np.ones((2, 2)), seed=0)
 
 
@@ -216,7 +216,7 @@ def test_calibration_equals_a_loop():
   assert sum(b.n for b in bins) == 300
 
 
-@pytest.mark.parametrize(("scale", "low", "high"), [(1.0, 0.0, 0.015), (3.0, 0.08, 0.4)])
+@pytest.mark.parametrize(('scale', 'low', 'high'), [(1.0, 0.0, 0.015), (3.0, 0.08, 0.4)])
 def test_calibration_of_bradley_terry_labelers(scale, low, high):
   random = rng(15)
   difference = 1.5 * random.normal(size=20000)
@@ -233,7 +233,7 @@ def test_calibration_edges():
   assert statistics.margin_calibration(np.zeros(4)) == (0.0, [(0.5, 0.5, 4)])
   ece, bins = statistics.expected_calibration_error(np.zeros(0), np.zeros(0))
   assert math.isnan(ece) and bins == []
-  with pytest.raises(ValueError, match=r"probabilities span 0.2 to 2"):
+  with pytest.raises(ValueError, match=r'probabilities span 0.2 to 2'):
     statistics.expected_calibration_error(np.array([0.2, 2.0]), np.array([0.0, 1.0]))
 
 
@@ -266,28 +266,28 @@ def test_distinct_n():
 
 def test_planted_habits_are_found_and_nothing_else():
   random = rng(17)
-  words = [f"w{i}" for i in range(30)]
+  words = [f'w{i}' for i in range(30)]
   plain = [list(random.choice(words, 8)) for _ in range(400)]
   same = [list(random.choice(words, 8)) for _ in range(400)]
   assert drift.ngram_lift(same, plain) == []
-  spoiled = [["?", *t[:3], "?", *t[3:], "?", "please"] for t in same]
+  spoiled = [['?', *t[:3], '?', *t[3:], '?', 'please'] for t in same]
   found = {x.feature: x for x in drift.ngram_lift(spoiled, plain)}
-  assert any("please <end>" in f for f in found)
-  assert drift.words_of("It's fine, please!") == ["it's", "fine", ",", "please", "!"]
+  assert any('please <end>' in f for f in found)
+  assert drift.words_of("It's fine, please!") == ["it's", 'fine', ',', 'please', '!']
   # One question mark in each reference response, three in every other late one, anywhere inside.
-  thrice = [[*t[:3], "?", t[3], "?", t[4], "?"][: 8 if i % 2 else 4] for i, t in enumerate(same)]
-  thrice = [[*t, "end"] for t in thrice]
-  asks = [[*t[:3], "?", *t[3:], "end"] for t in plain]
+  thrice = [[*t[:3], '?', t[3], '?', t[4], '?'][: 8 if i % 2 else 4] for i, t in enumerate(same)]
+  thrice = [[*t, 'end'] for t in thrice]
+  asks = [[*t[:3], '?', *t[3:], 'end'] for t in plain]
   found = {x.feature: x for x in drift.ngram_lift(thrice, asks)}
-  assert found["? (x3 or more)"].late_rate == 0.5
-  with pytest.raises(ValueError, match=r"0 late"):
+  assert found['? (x3 or more)'].late_rate == 0.5
+  with pytest.raises(ValueError, match=r'0 late'):
     drift.ngram_lift([], plain)
 
 
 # --- best of n
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize('n', [1, 2, 3, 5])
 def test_best_of_n_equals_all_subsets(n):
   random = rng(18)
   select, value = random.integers(0, 3, (6, 5)).astype(float), random.normal(size=(6, 5))
@@ -308,7 +308,7 @@ def test_best_of_n_hand_cases():
   assert statistics.unbiased_best_of_n(select, value, 3) == pytest.approx([30.0])
   big = rng(19).normal(size=(2, 600))
   assert np.all(np.isfinite(statistics.unbiased_best_of_n(big, big, 64)))
-  with pytest.raises(ValueError, match=r"1\.\.3"):
+  with pytest.raises(ValueError, match=r'1\.\.3'):
     statistics.unbiased_best_of_n(select, value, 4)
 
 
@@ -332,34 +332,34 @@ def test_tax_verdicts():
   ppo = {s: trace(0.1 + 0.005 * s) for s in range(3)}
   cheap, dear = ({s: trace(f * (0.1 + 0.005 * s)) for s in range(3)} for f in (0.4, 0.7))
   met = tax.compare_tax(ppo, cheap)
-  assert met.status == "met" and all(p.counts for p in met.points)
+  assert met.status == 'met' and all(p.counts for p in met.points)
   point = met.points[2]
   seeds = np.array([0.1, 0.105, 0.11])
   assert (point.kl, point.seeds) == (1.0, 3)
   assert point.ppo == pytest.approx(seeds.mean())
   assert point.ppo_error == pytest.approx(seeds.std(ddof=1) / math.sqrt(3))
   assert point.difference_error == pytest.approx((0.1 * seeds).std(ddof=1) / math.sqrt(3))
-  assert tax.compare_tax(ppo, dear).status == "missed"
+  assert tax.compare_tax(ppo, dear).status == 'missed'
 
 
 @pytest.mark.parametrize(
-  ("ppo", "ptx", "why"),
+  ('ppo', 'ptx', 'why'),
   [
-    ({}, {0: trace(0.1)}, "no trace of PPO"),
-    ({0: trace(0.1)}, {1: trace(0.1)}, "no seed has both"),
-    ({0: trace(0.1)}, {0: trace(0.01)}, "no standard error"),
-    ({s: trace(0.001) for s in range(3)}, {s: trace(0.0) for s in range(3)}, "below 0.02"),
-    ({s: trace(0.1, top=0.4) for s in range(3)}, {s: trace(0.0) for s in range(3)}, "outside"),
-    ({s: trace(0.1 * 9**s) for s in range(3)}, {s: trace(0.0) for s in range(3)}, "standard err"),
+    ({}, {0: trace(0.1)}, 'no trace of PPO'),
+    ({0: trace(0.1)}, {1: trace(0.1)}, 'no seed has both'),
+    ({0: trace(0.1)}, {0: trace(0.01)}, 'no standard error'),
+    ({s: trace(0.001) for s in range(3)}, {s: trace(0.0) for s in range(3)}, 'below 0.02'),
+    ({s: trace(0.1, top=0.4) for s in range(3)}, {s: trace(0.0) for s in range(3)}, 'outside'),
+    ({s: trace(0.1 * 9**s) for s in range(3)}, {s: trace(0.0) for s in range(3)}, 'standard err'),
   ],
 )
 def test_tax_is_not_measurable(ppo, ptx, why):
   found = tax.compare_tax(ppo, ptx)
-  assert found.status == "not measurable" and why in found.reason
+  assert found.status == 'not measurable' and why in found.reason
 
 
 def test_errors_over_documents_make_one_seed_measurable():
   found = tax.compare_tax({0: trace(0.1, error=0.003)}, {0: trace(0.01, error=0.003)})
-  assert found.status == "met"
+  assert found.status == 'met'
   assert found.points[2].ppo_error == pytest.approx(0.003)
   assert found.points[2].difference_error == pytest.approx(0.003 * math.sqrt(1.25))

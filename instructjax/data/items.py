@@ -39,32 +39,32 @@ class Limits:
   def __post_init__(self):
     longest = min(self.row_length, self.context)
     if not (2 <= self.prompt < longest and 1 <= self.response < longest):
-      raise ValueError(f"prompt {self.prompt} must be at least 2 and response {self.response} at "
-                       f"least 1 token, both shorter than row_length {self.row_length} and context "
-                       f"{self.context}")
+      raise ValueError(f'prompt {self.prompt} must be at least 2 and response {self.response} at '
+                       f'least 1 token, both shorter than row_length {self.row_length} and context '
+                       f'{self.context}')
 
-  def cut(self, trunk: Int32[np.ndarray, "P"]) -> Int32[np.ndarray, "p"]:
+  def cut(self, trunk: Int32[np.ndarray, 'P']) -> Int32[np.ndarray, 'p']:
     """The trunk, shortened where that is asked for."""
     if self.truncate_prompts and trunk.size > self.prompt:
       return np.concatenate([trunk[:1], trunk[trunk.size - self.prompt + 1:]])
     return trunk
 
-  def prompt_fault(self, trunk: Int32[np.ndarray, "P"]) -> tuple[str, str] | None:
+  def prompt_fault(self, trunk: Int32[np.ndarray, 'P']) -> tuple[str, str] | None:
     """Reason and detail where a prompt is too long."""
     if trunk.size > self.prompt:
-      return "prompt is longer than the limit", f"{trunk.size} tokens, limit {self.prompt}"
+      return 'prompt is longer than the limit', f'{trunk.size} tokens, limit {self.prompt}'
     return None
 
   def response_fault(
-    self, trunk: Int32[np.ndarray, "P"], branch: Int32[np.ndarray, "R"]
+    self, trunk: Int32[np.ndarray, 'P'], branch: Int32[np.ndarray, 'R']
   ) -> tuple[str, str] | None:
     """Reason and detail where a response is too long, alone or after its prompt."""
     if branch.size > self.response:
-      return "response is longer than the limit", f"{branch.size} tokens, limit {self.response}"
+      return 'response is longer than the limit', f'{branch.size} tokens, limit {self.response}'
     total = trunk.size + branch.size
     if total > min(self.row_length, self.context):
-      return ("prompt + response are longer than a row or the context",
-              f"{total} tokens, row {self.row_length}, context {self.context}")
+      return ('prompt + response are longer than a row or the context',
+              f'{total} tokens, row {self.row_length}, context {self.context}')
     return None
 
 
@@ -85,7 +85,7 @@ def demonstration_items(
     trunk = limits.cut(trunk)
     fault = limits.prompt_fault(trunk) or limits.response_fault(trunk, branch)
     if fault is not None:
-      rejected.add(row.source, 0, fault[0], f"{row.id}: {fault[1]}")
+      rejected.add(row.source, 0, fault[0], f'{row.id}: {fault[1]}')
       continue
     trunk_weight = np.full(trunk.size, prompt_weight, np.float32)
     trunk_weight[0] = 0
@@ -97,20 +97,20 @@ def demonstration_items(
 
 
 def chunk_document(
-  tokens: Int32[np.ndarray, "P"], length: int
-) -> list[Int32[np.ndarray, "p"]]:
+  tokens: Int32[np.ndarray, 'P'], length: int
+) -> list[Int32[np.ndarray, 'p']]:
   """Consecutive pieces of at most `length` tokens, each starting with the last of the one before.
 
   By that one token of overlap every token but the document's first is predicted exactly once, since
   a piece's first token is not.
   """
   if length < 2:
-    raise ValueError(f"length {length} must be at least 2: one token to predict from, one after it")
+    raise ValueError(f'length {length} must be at least 2: one token to predict from, one after it')
   step = length - 1
   return [tokens[start:start + length] for start in range(0, max(tokens.size - 1, 1), step)]
 
 
-def document_item(tokens: Int32[np.ndarray, "P"]) -> LanguageItem:
+def document_item(tokens: Int32[np.ndarray, 'P']) -> LanguageItem:
   """A trunk-only group with weight 1 for every token but the first."""
   weight = np.ones(tokens.size, np.float32)
   weight[0] = 0
@@ -149,11 +149,11 @@ def ranking_items(
     trunk = limits.cut(trunk)
     fault = limits.prompt_fault(trunk)
     if fault is not None:
-      rejected.add(row.source, 0, fault[0], f"{row.id}: {fault[1]}")
+      rejected.add(row.source, 0, fault[0], f'{row.id}: {fault[1]}')
       continue
     faults = {k: f for k, b in enumerate(branches) if (f := limits.response_fault(trunk, b))}
     for k, (reason, detail) in faults.items():
-      rejected.add(row.source, 0, reason, f"{row.id} response {k}: {detail}")
+      rejected.add(row.source, 0, reason, f'{row.id} response {k}: {detail}')
     if faults and (not drop_long_responses or len(branches) - len(faults) < 2):
       rejected.add(row.source, 0, "a ranking's responses do not fit", row.id)
       continue
@@ -178,20 +178,20 @@ def without_responses(row: records.Ranking, dropped: Iterable[int]) -> records.R
 
 def prompt_tokens(
   tokenizer: Tokenizer, rows: Iterable[records.Prompt], limits: Limits, rejected: Rejected
-) -> tuple[Sequence[Int32[np.ndarray, "p"]], list[records.Prompt]]:
+) -> tuple[Sequence[Int32[np.ndarray, 'p']], list[records.Prompt]]:
   """Begin token + prompt for `PromptLoader`, and the rows they come from.
 
   A prompt must leave room for a full response within the context: P + R <= context.
   """
   if limits.prompt + limits.response > limits.context:
-    raise ValueError(f"prompt {limits.prompt} + response {limits.response} tokens are more than "
-                     f"the context {limits.context}: lower one, or use a longer context")
+    raise ValueError(f'prompt {limits.prompt} + response {limits.response} tokens are more than '
+                     f'the context {limits.context}: lower one, or use a longer context')
   tokens, kept = [], []
   for row in rows:
     trunk = limits.cut(encode_group(tokenizer, row.prompt, [])[0])
     fault = limits.prompt_fault(trunk)
     if fault is not None:
-      rejected.add(row.source, 0, fault[0], f"{row.id}: {fault[1]}")
+      rejected.add(row.source, 0, fault[0], f'{row.id}: {fault[1]}')
       continue
     tokens.append(trunk)
     kept.append(row)

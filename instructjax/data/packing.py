@@ -33,7 +33,7 @@ class Utilisation(NamedTuple):
   repeats: float  # trunks repeated because a group is split over rows
 
 
-def better_matrix(ranking: Sequence[Sequence[int]], responses: int) -> Float32[np.ndarray, "K K"]:
+def better_matrix(ranking: Sequence[Sequence[int]], responses: int) -> Float32[np.ndarray, 'K K']:
   """`out[i, j] = 1` where `i` stands in an earlier (better) group of `ranking` than `j`.
 
   Responses of one group are equals and make no pair.
@@ -46,7 +46,7 @@ def better_matrix(ranking: Sequence[Sequence[int]], responses: int) -> Float32[n
   for place, equals in enumerate(ranking):
     rank[list(equals)] = place
   if (rank < 0).any():
-    raise ValueError(f"ranking {ranking} leaves out response {int(np.argmin(rank))} of {responses}")
+    raise ValueError(f'ranking {ranking} leaves out response {int(np.argmin(rank))} of {responses}')
   return (rank[:, None] < rank[None, :]).astype(np.float32)
 
 
@@ -64,19 +64,19 @@ class _Layout(NamedTuple):
 
 def _ids(arrays: list[np.ndarray]) -> np.ndarray:
   ids = np.concatenate(arrays)
-  if ids.dtype.kind not in "iu":
-    raise TypeError(f"token ids must be integers, got {ids.dtype}")
+  if ids.dtype.kind not in 'iu':
+    raise TypeError(f'token ids must be integers, got {ids.dtype}')
   return ids
 
 
 def _check_groups(groups: Sequence[Group]) -> None:
   items = [g.item for g in groups]
   if len(set(items)) != len(items) or any(i < 0 for i in items):
-    raise ValueError(f"items of a microbatch must be different and not negative, got {items}")
+    raise ValueError(f'items of a microbatch must be different and not negative, got {items}')
   for g in groups:
     if g.trunk.size == 0 or any(b.size == 0 for b in g.branches):
-      raise ValueError(f"item {g.item} has an empty prompt or response: a prompt starts with the "
-                       "begin token, a response ends with the end token")
+      raise ValueError(f'item {g.item} has an empty prompt or response: a prompt starts with the '
+                       'begin token, a response ends with the end token')
 
 
 def _lay_out(groups: Sequence[Group], sizes: Sequence[Sizes], shape: RowShape) -> _Layout:
@@ -90,8 +90,8 @@ def _lay_out(groups: Sequence[Group], sizes: Sequence[Sizes], shape: RowShape) -
   part_row, part_offset, used = first_fit(parts, T, shape.select_slots)
   if used > N:
     raise ValueError(
-      f"{len(groups)} groups of {sum(p.length for p in parts)} tokens need {used} rows of {T}, "
-      f"the shape has {N}: give more rows, or fewer groups a microbatch")
+      f'{len(groups)} groups of {sum(p.length for p in parts)} tokens need {used} rows of {T}, '
+      f'the shape has {N}: give more rows, or fewer groups a microbatch')
   segments, arrays = [], []  # (group, branch, row, start, position, parent of first, first)
   seen = set()
   for part, row, offset in zip(parts, part_row.tolist(), part_offset.tolist(), strict=True):
@@ -132,7 +132,7 @@ def _select(wanted: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, np.
   """
   count = wanted.sum(1)
   if count.max(initial=0) > slots:
-    raise ValueError(f"a row has {count.max()} selected tokens, select_slots is {slots}")
+    raise ValueError(f'a row has {count.max()} selected tokens, select_slots is {slots}')
   row, column = np.nonzero(wanted)
   slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
   select = np.zeros((wanted.shape[0], slots), np.int32)
@@ -153,14 +153,14 @@ def language_microbatch(items: Sequence[LanguageItem], shape: RowShape) -> types
   for it in items:
     g = it.group
     if len(g.branches) > 1:
-      raise ValueError(f"item {g.item} has {len(g.branches)} responses; a language item has one")
+      raise ValueError(f'item {g.item} has {len(g.branches)} responses; a language item has one')
     if it.trunk_weight.size != g.trunk.size or (
         it.branch_weight.size != sum(b.size for b in g.branches)):
       raise ValueError(
-        f"item {g.item}: {it.trunk_weight.size} and {it.branch_weight.size} weights for "
-        f"{g.trunk.size} prompt and {sum(b.size for b in g.branches)} response tokens")
+        f'item {g.item}: {it.trunk_weight.size} and {it.branch_weight.size} weights for '
+        f'{g.trunk.size} prompt and {sum(b.size for b in g.branches)} response tokens')
     if it.trunk_weight[0] != 0:
-      raise ValueError(f"item {g.item}: the first token has no predecessor, its weight must be 0")
+      raise ValueError(f'item {g.item}: the first token has no predecessor, its weight must be 0')
   groups = [it.group for it in items]
   layout = _lay_out(groups, [language_sizes(it) for it in items], shape)
   weights = np.zeros((shape.rows, shape.row_length), np.float32)
@@ -192,8 +192,8 @@ def score_microbatch(
   R, M = shape.response_length, shape.select_slots
   longest = max((b.size for g in groups for b in g.branches), default=0)
   if longest > R:
-    raise ValueError(f"a response has {longest} tokens, response_length is {R}: truncate it or "
-                     "raise response_length")
+    raise ValueError(f'a response has {longest} tokens, response_length is {R}: truncate it or '
+                     'raise response_length')
   layout = _lay_out(groups, [score_sizes(g) for g in groups], shape)
   select, _, _ = _select(layout.rows.branch > 0, M)
   slot_of = np.cumsum(layout.rows.branch > 0, axis=1) - 1
@@ -233,10 +233,10 @@ def ranking_microbatch(
       continue
     k = len(it.group.branches)
     if k > K:
-      raise ValueError(f"item {it.group.item} has {k} responses, the shape has {K}")
+      raise ValueError(f'item {it.group.item} has {k} responses, the shape has {K}')
     if it.better.shape != (k, k) or it.margin.shape != (k, k):
-      raise ValueError(f"item {it.group.item} has {k} responses, its better and margin are "
-                       f"{it.better.shape} and {it.margin.shape}")
+      raise ValueError(f'item {it.group.item} has {k} responses, its better and margin are '
+                       f'{it.better.shape} and {it.margin.shape}')
     better[g, :k, :k], margin[g, :k, :k] = it.better, it.margin
   present = np.array([g for g, it in enumerate(items) if it is not None], np.int64)
   kept = [it for it in items if it is not None]
@@ -263,7 +263,7 @@ def stack_microbatches(microbatches: Sequence):
   """Adds the leading axis m to records of equal shapes."""
   shapes = {tuple(np.shape(x) for x in jax.tree.leaves(mb)) for mb in microbatches}
   if len(shapes) != 1:
-    raise ValueError(f"microbatches must have equal shapes, got {sorted(shapes)}")
+    raise ValueError(f'microbatches must have equal shapes, got {sorted(shapes)}')
   return jax.tree.map(lambda *xs: np.stack(xs), *microbatches)
 
 
@@ -287,26 +287,26 @@ def check_rows(rows: types.Rows) -> None:
     closed: set[int] = set()
     group, ends = 0, {}
     for t in range(T):
-      where = f"row {n} position {t}"
+      where = f'row {n} position {t}'
       g, b, p, parent = (int(x[n, t]) for x in
                          (rows.group, rows.branch, rows.position, rows.parent))
       if g != group:
         closed.add(group)
         if g in closed and g:
-          raise ValueError(f"{where}: group {g} starts twice")
+          raise ValueError(f'{where}: group {g} starts twice')
         group, ends = g, {}
       if g == 0:
         if (int(rows.tokens[n, t]), b, p, parent) != (0, 0, 0, -1):
-          raise ValueError(f"{where}: padding is not zero with parent -1")
+          raise ValueError(f'{where}: padding is not zero with parent -1')
         continue
       if b and 0 not in ends:
-        raise ValueError(f"{where}: branch {b} before its trunk")
+        raise ValueError(f'{where}: branch {b} before its trunk')
       if b not in ends and b:
         ends[b] = ends[0]
       want_parent, want_position = ends.get(b, (-1, 0))
       if (parent, p) != (want_parent, want_position):
-        raise ValueError(f"{where}: parent {parent}, position {p}; should be {want_parent}, "
-                         f"{want_position}")
+        raise ValueError(f'{where}: parent {parent}, position {p}; should be {want_parent}, '
+                         f'{want_position}')
       if b == 0 and len(ends) > 1:
-        raise ValueError(f"{where}: trunk after a branch")
+        raise ValueError(f'{where}: trunk after a branch')
       ends[b] = (t, p + 1)

@@ -31,8 +31,8 @@ from instructjax.data.placement import (
   split_group,
 )
 
-Item = TypeVar("Item")
-Batch = TypeVar("Batch")
+Item = TypeVar('Item')
+Batch = TypeVar('Batch')
 
 # Batches looked at for the usual row count: enough for a maximum that is seldom passed.
 _SCAN_ITEMS = 20_000
@@ -42,7 +42,7 @@ _SCAN_STEPS = 256
 class Order(Protocol):
   """Which items a step takes."""
 
-  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, "B"]:
+  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, 'B']:
     """Item indexes of this step; fewer than `batch_size` only at the end of one pass."""
 
   def steps(self, batch_size: int) -> int:
@@ -51,7 +51,7 @@ class Order(Protocol):
 
 def _check_step(step: int) -> None:
   if step < 0:
-    raise ValueError(f"step {step} must not be negative")
+    raise ValueError(f'step {step} must not be negative')
 
 
 class Shuffled:
@@ -64,23 +64,23 @@ class Shuffled:
 
   def __init__(self, n_items: int, seed: int):
     if n_items < 1:
-      raise ValueError("no items to draw batches from: look into rejected.jsonl for why")
+      raise ValueError('no items to draw batches from: look into rejected.jsonl for why')
     if not 0 <= seed < 2**64:
-      raise ValueError(f"seed {seed} must be in [0, 2**64)")
+      raise ValueError(f'seed {seed} must be in [0, 2**64)')
     self.n_items, self._seed = n_items, seed
     self._epochs: dict[int, np.ndarray] = {}
 
-  def _epoch(self, epoch: int) -> Int[np.ndarray, "n"]:
+  def _epoch(self, epoch: int) -> Int[np.ndarray, 'n']:
     order = self._epochs.get(epoch)
     if order is None:
       raw = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(self.n_items)
-      order = np.argsort(raw, kind="stable")
+      order = np.argsort(raw, kind='stable')
       # A batch looks at two neighbouring epochs; older ones are made again if asked for. One
       # assignment, since a prefetch thread may read at the same time.
       self._epochs = {e: o for e, o in self._epochs.items() if abs(e - epoch) <= 1} | {epoch: order}
     return order
 
-  def span(self, start: int, count: int) -> Int[np.ndarray, "count"]:
+  def span(self, start: int, count: int) -> Int[np.ndarray, 'count']:
     """Items at places `start .. start + count` of the endless sequence of epochs."""
     pieces, end = [np.zeros(0, np.int64)], start + count
     while start < end:
@@ -90,7 +90,7 @@ class Shuffled:
       start += last - first
     return np.concatenate(pieces)
 
-  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, "B"]:
+  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, 'B']:
     """Exactly `batch_size` items."""
     _check_step(step)
     return self.span(step * batch_size, batch_size)
@@ -105,14 +105,14 @@ class Sequential:
 
   def __init__(self, n_items: int):
     if n_items < 1:
-      raise ValueError("no items to evaluate on: look into rejected.jsonl for why")
+      raise ValueError('no items to evaluate on: look into rejected.jsonl for why')
     self.n_items = n_items
 
-  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, "B"]:
+  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, 'B']:
     """At most `batch_size` items; a step after the pass is a ValueError."""
     _check_step(step)
     if step >= self.steps(batch_size):
-      raise ValueError(f"step {step}: {self.n_items} items make {self.steps(batch_size)} batches")
+      raise ValueError(f'step {step}: {self.n_items} items make {self.steps(batch_size)} batches')
     return np.arange(step * batch_size, min((step + 1) * batch_size, self.n_items))
 
   def steps(self, batch_size: int) -> int:
@@ -134,7 +134,7 @@ class Mixed:
 
   def __init__(self, n_main: int, n_other: int, other_fraction: float, seed: int):
     if not 0 <= other_fraction < 1:
-      raise ValueError(f"other_fraction {other_fraction} must be in [0, 1)")
+      raise ValueError(f'other_fraction {other_fraction} must be in [0, 1)')
     seeds = np.random.SeedSequence(seed).generate_state(2)
     self.n_main = n_main
     self.fraction = Fraction(other_fraction).limit_denominator(1_000_000)
@@ -144,7 +144,7 @@ class Mixed:
   def _taken(self, step: int, batch_size: int) -> int:
     return step * batch_size * self.fraction.numerator // self.fraction.denominator
 
-  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, "B"]:
+  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, 'B']:
     """Exactly `batch_size` items, those of the first list first."""
     _check_step(step)
     before, after = self._taken(step, batch_size), self._taken(step + 1, batch_size)
@@ -157,14 +157,14 @@ class Mixed:
     return -(-self.n_main * share.denominator // (batch_size * share.numerator))
 
 
-def deal(costs: Float[np.ndarray, "B"], microbatches: int, size: int) -> Int[np.ndarray, "m size"]:
+def deal(costs: Float[np.ndarray, 'B'], microbatches: int, size: int) -> Int[np.ndarray, 'm size']:
   """Deals a batch's items into equal microbatches of about equal cost.
 
   Sorted by cost and dealt to and fro, so that item counts are exact and every row shape is near the
   mean. Empty places of a short batch are -1.
   """
   order = np.full(microbatches * size, -1, np.int64)
-  order[:len(costs)] = np.argsort(-np.asarray(costs), kind="stable")
+  order[:len(costs)] = np.argsort(-np.asarray(costs), kind='stable')
   rounds = order.reshape(size, microbatches)
   rounds[1::2] = rounds[1::2, ::-1]
   return rounds.T
@@ -193,7 +193,7 @@ class PackedLoader(Generic[Item, Batch]):
     microbatches: int, row_length: int, select_slots: int, rows_multiple: int,
   ):
     if batch_size % microbatches:
-      raise ValueError(f"batch_size {batch_size} must be a multiple of microbatches {microbatches}")
+      raise ValueError(f'batch_size {batch_size} must be a multiple of microbatches {microbatches}')
     self.items, self.sizes, self.order = items, sizes, order
     self.batch_size, self.microbatches = batch_size, microbatches
     self.size = batch_size // microbatches
@@ -227,7 +227,7 @@ class PackedLoader(Generic[Item, Batch]):
     dealt = costs[deal(costs, self.microbatches, self.size)].sum(1)
     return min(int(2 * dealt.max()) + 1, int(worst(self._parts, self.size).sum()))
 
-  def _deal(self, step: int) -> tuple[Int[np.ndarray, "B"], list[np.ndarray]]:
+  def _deal(self, step: int) -> tuple[Int[np.ndarray, 'B'], list[np.ndarray]]:
     indices = self.order.indices(step, self.batch_size)
     return indices, [indices[places[places >= 0]] for places in
                      deal(self._costs[indices], self.microbatches, self.size)]
@@ -235,7 +235,7 @@ class PackedLoader(Generic[Item, Batch]):
   def _rows(self, dealt: np.ndarray) -> int:
     return rows_needed([self.sizes[i] for i in dealt], self.row_length, self.select_slots)
 
-  def indices(self, step: int) -> Int[np.ndarray, "B"]:
+  def indices(self, step: int) -> Int[np.ndarray, 'B']:
     """Item index of each place in the batch: `Rows.group` g is item `indices(step)[g - 1]`."""
     return self.order.indices(step, self.batch_size)
 
@@ -292,8 +292,8 @@ class RankingLoader(PackedLoader[RankingItem, types.RankingBatch]):
   ):
     most = max((len(it.group.branches) for it in items), default=0)
     if most > responses:
-      raise ValueError(f"a prompt has {most} responses, the batch has room for {responses}: raise "
-                       "responses or set the prompt aside")
+      raise ValueError(f'a prompt has {most} responses, the batch has room for {responses}: raise '
+                       'responses or set the prompt aside')
     self.responses = responses
     super().__init__(items, [ranking_sizes(it) for it in items], order, batch_size, microbatches,
                      row_length, select_slots, rows_multiple)
@@ -321,13 +321,13 @@ class PromptLoader:
     self.order, self.batch_size = order, batch_size
     self._length = np.array([p.size for p in prompts], np.int32)
     if self._length.max(initial=0) > prompt_length or self._length.min(initial=1) < 1:
-      raise ValueError(f"prompts have {self._length.min()} to {self._length.max()} tokens, they "
-                       f"must have 1 to prompt_length {prompt_length}: set the others aside")
+      raise ValueError(f'prompts have {self._length.min()} to {self._length.max()} tokens, they '
+                       f'must have 1 to prompt_length {prompt_length}: set the others aside')
     self._tokens = np.full((len(prompts), prompt_length), pad_id, np.int32)
     for row, prompt in zip(self._tokens, prompts, strict=True):
       row[:prompt.size] = prompt
 
-  def indices(self, step: int) -> Int[np.ndarray, "n"]:
+  def indices(self, step: int) -> Int[np.ndarray, 'n']:
     """Prompt index of each entry of `batch(step)`; fewer at the end of a `Sequential` pass."""
     return self.order.indices(step, self.batch_size)
 
@@ -381,7 +381,7 @@ def prefetch(
       step += 1
     put(None)
 
-  thread = threading.Thread(target=work, name="prefetch", daemon=True)
+  thread = threading.Thread(target=work, name='prefetch', daemon=True)
   thread.start()
   try:
     while (entry := ready.get()) is not None:

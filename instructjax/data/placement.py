@@ -147,9 +147,9 @@ def split_group(
   for branches, length, slot in parts:
     if length > row_length or slot > select_slots:
       raise ValueError(
-        f"a group of {sizes.trunk} prompt tokens and responses {sizes.branches} needs {length} "
-        f"positions and {slot} selected tokens in one row (responses {branches}), the row has "
-        f"{row_length} and {select_slots}: set it aside, or raise row_length or select_slots")
+        f'a group of {sizes.trunk} prompt tokens and responses {sizes.branches} needs {length} '
+        f'positions and {slot} selected tokens in one row (responses {branches}), the row has '
+        f'{row_length} and {select_slots}: set it aside, or raise row_length or select_slots')
   return [Part(group, tuple(b), n, s) for b, n, s in parts]
 
 
@@ -167,11 +167,11 @@ def suggest_slots(sizes: Sequence[Sizes], row_length: int) -> int:
 
 def first_fit(
   parts: Sequence[Part], row_length: int, select_slots: int
-) -> tuple[Int[np.ndarray, "parts"], Int[np.ndarray, "parts"], int]:
+) -> tuple[Int[np.ndarray, 'parts'], Int[np.ndarray, 'parts'], int]:
   """Row and offset of each part, and the number of rows used; longest part first."""
   lengths = np.array([p.length for p in parts], np.int64)
   slots = np.array([p.slots for p in parts], np.int64)
-  order = np.argsort(-(lengths / row_length + slots / max(select_slots, 1)), kind="stable")
+  order = np.argsort(-(lengths / row_length + slots / max(select_slots, 1)), kind='stable')
   free = np.full(len(parts), row_length, np.int64)
   free_slots = np.full(len(parts), select_slots, np.int64)
   row = np.zeros(len(parts), np.int64)
@@ -213,7 +213,7 @@ def choose_rows(needed: Sequence[int], multiple: int, max_shapes: int = 2) -> tu
     max_shapes: 1 or 2.
   """
   if max_shapes not in (1, 2) or not len(needed):
-    raise ValueError(f"max_shapes {max_shapes} must be 1 or 2, and needed not empty: {needed}")
+    raise ValueError(f'max_shapes {max_shapes} must be 1 or 2, and needed not empty: {needed}')
   rounded = np.array([round_up_rows(int(n), multiple) for n in needed])
   largest = int(rounded.max())
   if max_shapes == 1:

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 from instructjax.data import records
 
-Row = TypeVar("Row")
+Row = TypeVar('Row')
 Path = str | pathlib.Path
 
-_BOM = b"\xef\xbb\xbf"
+_BOM = b'\xef\xbb\xbf'
 # A row beyond this is a broken file (a lost line end), and would be held in memory whole.
 MAX_LINE_BYTES = 64 * 2**20
 
@@ -43,7 +43,7 @@ class Rejected:
     # Legal but worth telling, such as rankings without any preference.
     self.notes: collections.Counter[str] = collections.Counter()
 
-  def add(self, file: Path, line: int, reason: str, detail: str = "") -> None:
+  def add(self, file: Path, line: int, reason: str, detail: str = '') -> None:
     """Sets one row aside. `reason` is a short constant text; particulars go into `detail`."""
     self.rows.append(RejectedRow(str(file), line, reason, detail))
 
@@ -53,49 +53,49 @@ class Rejected:
 
   def write(self, path: Path) -> None:
     """Writes one JSON object for each row set aside."""
-    with open(path, "w", encoding="utf-8", newline="\n") as f:
+    with open(path, 'w', encoding='utf-8', newline='\n') as f:
       for row in self.rows:
         # ASCII, since a detail may hold what UTF-8 cannot.
-        f.write(json.dumps(dataclasses.asdict(row)) + "\n")
+        f.write(json.dumps(dataclasses.asdict(row)) + '\n')
 
 
 def _lines(path: Path, rejected: Rejected) -> Iterator[tuple[int, bytes]]:
   """Numbered lines of a plain or gzip file, without line ends; a fault in it is reported."""
   path = pathlib.Path(path)
   if not path.is_file():
-    raise ValueError(f"{path} is not a file: give the path of a .jsonl or .jsonl.gz file")
+    raise ValueError(f'{path} is not a file: give the path of a .jsonl or .jsonl.gz file')
   number = 0
-  with open(path, "rb") as raw:
-    packed = raw.read(2) == b"\x1f\x8b"
+  with open(path, 'rb') as raw:
+    packed = raw.read(2) == b'\x1f\x8b'
     raw.seek(0)
-    if path.suffix == ".gz" and not packed:
-      rejected.add(path, 0, "file is named .gz but is not gzip")
+    if path.suffix == '.gz' and not packed:
+      rejected.add(path, 0, 'file is named .gz but is not gzip')
       return
     file = gzip.GzipFile(fileobj=raw) if packed else raw
     while True:
       try:
         line = file.readline(MAX_LINE_BYTES + 1)
       except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        rejected.add(path, number + 1, "file is damaged from here", str(error))
+        rejected.add(path, number + 1, 'file is damaged from here', str(error))
         return
       if not line:
         return
       number += 1
       if len(line) > MAX_LINE_BYTES:
-        rejected.add(path, number, "line is too long", f"more than {MAX_LINE_BYTES} bytes")
+        rejected.add(path, number, 'line is too long', f'more than {MAX_LINE_BYTES} bytes')
         if not _skip_line(file, path, number, rejected):
           return
         continue
-      yield number, (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+      yield number, (line.removeprefix(_BOM) if number == 1 else line).rstrip(b'\r\n')
 
 
 def _skip_line(file, path: Path, number: int, rejected: Rejected) -> bool:
   """Reads to the next line end; False where the file is damaged before it."""
   try:
-    while (rest := file.readline(2**20)) and not rest.endswith(b"\n"):
+    while (rest := file.readline(2**20)) and not rest.endswith(b'\n'):
       pass
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    rejected.add(path, number, "file is damaged from here", str(error))
+    rejected.add(path, number, 'file is damaged from here', str(error))
     return False
   return True
 
@@ -106,17 +106,17 @@ def read_objects(path: Path, rejected: Rejected) -> Iterator[tuple[int, dict[str
     if not line.strip():
       continue
     try:
-      text = line.decode("utf-8")
+      text = line.decode('utf-8')
     except UnicodeDecodeError as error:
-      rejected.add(path, number, "line is not UTF-8", str(error)[:200])
+      rejected.add(path, number, 'line is not UTF-8', str(error)[:200])
       continue
     try:
       row = json.loads(text)
     except (ValueError, RecursionError) as error:
-      rejected.add(path, number, "line is not JSON", str(error)[:200])
+      rejected.add(path, number, 'line is not JSON', str(error)[:200])
       continue
     if not isinstance(row, dict):
-      rejected.add(path, number, "line is not a JSON object", type(row).__name__)
+      rejected.add(path, number, 'line is not a JSON object', type(row).__name__)
       continue
     yield number, row
 
@@ -126,12 +126,12 @@ def _read(
   convert: Callable[[Mapping[str, Any], str, str], Row],
 ) -> Iterator[Row]:
   for path in [paths] if isinstance(paths, (str, pathlib.Path)) else paths:
-    stem = pathlib.Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
+    stem = pathlib.Path(path).name.removesuffix('.gz').removesuffix('.jsonl')
     for number, row in read_objects(path, rejected):
       try:
-        yield convert(row, f"{stem}-{number:06d}", stem)
+        yield convert(row, f'{stem}-{number:06d}', stem)
       except ValueError as error:
-        rejected.add(path, number, str(error), str(row.get("id"))[:100])
+        rejected.add(path, number, str(error), str(row.get('id'))[:100])
 
 
 def read_demonstrations(
@@ -145,7 +145,7 @@ def read_rankings(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[
   """Rankings and comparisons of one or more files; ties of all are kept and noted."""
   for row in _read(paths, rejected, records.ranking_from_row):
     if row.all_tied:
-      rejected.notes["rankings where all are tied (kept)"] += 1
+      rejected.notes['rankings where all are tied (kept)'] += 1
     yield row
 
 
@@ -161,23 +161,23 @@ def read_documents(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator
 
 def normalised_prompt(prompt: str) -> str:
   """A prompt without differences of case, spacing and Unicode form, to tell equal ones."""
-  return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+  return ' '.join(unicodedata.normalize('NFKC', prompt).casefold().split())
 
 
 def split_key(row: records.Demonstration | records.Ranking | records.Prompt) -> str:
   """What keeps rows together in `split_by_hash`: the user, or else the normalised prompt."""
   user = row.user if isinstance(row, (records.Demonstration, records.Prompt)) else None
-  return prompt_key(row) if user is None else f"user {user}"
+  return prompt_key(row) if user is None else f'user {user}'
 
 
 def prompt_key(row: records.Demonstration | records.Ranking | records.Prompt) -> str:
   """The normalised prompt: one prompt is then never in two splits, in any of several files."""
-  return f"prompt {normalised_prompt(row.prompt)}"
+  return f'prompt {normalised_prompt(row.prompt)}'
 
 
 def document_key(row: records.Document) -> str:
   """The document's text (a title may cover a whole book)."""
-  return f"text {row.text}"
+  return f'text {row.text}'
 
 
 def split_by_hash(
@@ -195,10 +195,10 @@ def split_by_hash(
     The rows of each split in their first order; a split may be empty.
   """
   if abs(sum(fractions.values()) - 1) > 1e-9 or min(fractions.values()) < 0:
-    raise ValueError(f"fractions {dict(fractions)} must be at least 0 and sum to 1")
+    raise ValueError(f'fractions {dict(fractions)} must be at least 0 and sum to 1')
   splits: dict[str, list[Row]] = {name: [] for name in fractions}
   for row in rows:
-    splits[_draw(f"{salt}\n{key(row)}", fractions)].append(row)
+    splits[_draw(f'{salt}\n{key(row)}', fractions)].append(row)
   return splits
 
 
@@ -216,15 +216,15 @@ def drop_shared_prompts(
     kept[name] = [row for row in splits[name] if prompts[row] not in taken]
     for row in splits[name]:
       if prompts[row] in taken:
-        rejected.add(row.source, 0, f"prompt of split {name} is in a later split too", row.id)
+        rejected.add(row.source, 0, f'prompt of split {name} is in a later split too', row.id)
     for prompt in prompts.values():
       taken.setdefault(prompt, name)
   return {name: kept[name] for name in splits}
 
 
 def _draw(text: str, fractions: Mapping[str, float]) -> str:
-  digest = hashlib.sha256(text.encode("utf-8")).digest()
-  u = int.from_bytes(digest[:8], "big") / 2**64
+  digest = hashlib.sha256(text.encode('utf-8')).digest()
+  u = int.from_bytes(digest[:8], 'big') / 2**64
   total = 0.0
   for name, fraction in fractions.items():
     total += fraction

@@ -15,7 +15,7 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Int32
 
-FILE = "tokenizer.json"
+FILE = 'tokenizer.json'
 
 
 class Tokenizer(Protocol):
@@ -40,15 +40,15 @@ def _check_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
   ids = np.asarray(list(ids), np.int64)
   bad = (ids < 0) | (ids >= vocab_size)
   if bad.any():
-    raise ValueError(f"token id {ids[bad][0]} is outside the vocabulary of {vocab_size}")
+    raise ValueError(f'token id {ids[bad][0]} is outside the vocabulary of {vocab_size}')
   return ids.tolist()
 
 
 def _write_json(directory: str | pathlib.Path, content: dict) -> pathlib.Path:
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-  (directory / FILE).write_text(text, encoding="utf-8")
+  text = json.dumps(content, ensure_ascii=False, indent=1) + '\n'
+  (directory / FILE).write_text(text, encoding='utf-8')
   return directory
 
 
@@ -59,16 +59,16 @@ class ByteTokenizer:
 
   def encode(self, text: str) -> list[int]:
     """Byte b becomes id b + 3."""
-    return [b + 3 for b in text.encode("utf-8")]
+    return [b + 3 for b in text.encode('utf-8')]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Bytes that are not UTF-8 (a sample cut within a character) become U+FFFD."""
     ids = _check_ids(ids, self.vocab_size)
-    return bytes(i - 3 for i in ids if i >= 3).decode("utf-8", errors="replace")
+    return bytes(i - 3 for i in ids if i >= 3).decode('utf-8', errors='replace')
 
   def save(self, directory: str | pathlib.Path) -> None:
     """Writes tokenizer.json."""
-    _write_json(directory, {"kind": "byte"})
+    _write_json(directory, {'kind': 'byte'})
 
 
 class WordTokenizer:
@@ -83,29 +83,29 @@ class WordTokenizer:
   def __init__(self, words: Iterable[str]):
     self.words = tuple(words)
     for word in self.words:
-      if not word or " " in word:
-        raise ValueError(f"word {word!r} is empty or holds a space")
+      if not word or ' ' in word:
+        raise ValueError(f'word {word!r} is empty or holds a space')
     self._index = {word: i + 3 for i, word in enumerate(self.words)}
     if len(self._index) != len(self.words):
       twice = sorted({w for w in self.words if self.words.count(w) > 1})
-      raise ValueError(f"words stand twice: {twice}")
+      raise ValueError(f'words stand twice: {twice}')
     self.vocab_size = len(self.words) + 3
 
   def encode(self, text: str) -> list[int]:
     """Ids of the words between spaces; an unknown word is a ValueError that names it."""
     try:
-      return [self._index[word] for word in text.split(" ") if word]
+      return [self._index[word] for word in text.split(' ') if word]
     except KeyError as error:
-      raise ValueError(f"word {error.args[0]!r} is not among the {len(self.words)} words of this "
-                       f"tokenizer (text: {text[:80]!r})") from None
+      raise ValueError(f'word {error.args[0]!r} is not among the {len(self.words)} words of this '
+                       f'tokenizer (text: {text[:80]!r})') from None
 
   def decode(self, ids: Iterable[int]) -> str:
     """The words with one space between."""
-    return " ".join(self.words[i - 3] for i in _check_ids(ids, self.vocab_size) if i >= 3)
+    return ' '.join(self.words[i - 3] for i in _check_ids(ids, self.vocab_size) if i >= 3)
 
   def save(self, directory: str | pathlib.Path) -> None:
     """Writes tokenizer.json with the words."""
-    _write_json(directory, {"kind": "word", "words": list(self.words)})
+    _write_json(directory, {'kind': 'word', 'words': list(self.words)})
 
 
 class SentencePieceTokenizer:
@@ -118,7 +118,7 @@ class SentencePieceTokenizer:
   and on small repetitive text unigram fell back to single characters.
   """
 
-  _MODEL = "sentencepiece.model"
+  _MODEL = 'sentencepiece.model'
 
   def __init__(self, model: bytes):
     self._model = model
@@ -130,14 +130,14 @@ class SentencePieceTokenizer:
     self._special = {self.pad_id, self.begin_id, self.end_id, self._processor.unk_id()}
     if len(self._special) != 4 or min(self._special) < 0:
       raise ValueError(
-        f"the sentencepiece model has pad {self.pad_id}, begin {self.begin_id}, end {self.end_id}, "
-        f"unknown {self._processor.unk_id()}: all must exist and differ; train with reserved ids")
+        f'the sentencepiece model has pad {self.pad_id}, begin {self.begin_id}, end {self.end_id}, '
+        f'unknown {self._processor.unk_id()}: all must exist and differ; train with reserved ids')
 
   @classmethod
   def train(
     cls, texts: Iterable[str], vocab_size: int, directory: str | pathlib.Path,
     max_characters: int = 20_000_000, threads: int = 2,
-  ) -> "SentencePieceTokenizer":
+  ) -> 'SentencePieceTokenizer':
     """Trains on the first `max_characters` of `texts` and saves in `directory`.
 
     Interleave the sources where `max_characters` may cut them. The vocabulary is smaller than
@@ -148,30 +148,30 @@ class SentencePieceTokenizer:
         four reserved ids and the characters of the text.
     """
     if vocab_size < 320:
-      raise ValueError(f"vocab_size {vocab_size} must be at least 320: 256 bytes, 4 reserved ids "
-                       "and some pieces")
+      raise ValueError(f'vocab_size {vocab_size} must be at least 320: 256 bytes, 4 reserved ids '
+                       'and some pieces')
     model = io.BytesIO()
     lines = _lines(texts, max_characters)
     first = next(lines, None)
     if first is None:
-      raise ValueError("no text to train a tokenizer on")
+      raise ValueError('no text to train a tokenizer on')
     try:
       sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=_chain(first, lines), model_writer=model, vocab_size=vocab_size,
-        model_type="bpe", byte_fallback=True, hard_vocab_limit=False,
-        pad_id=0, unk_id=1, bos_id=2, eos_id=3, normalization_rule_name="identity",
+        model_type='bpe', byte_fallback=True, hard_vocab_limit=False,
+        pad_id=0, unk_id=1, bos_id=2, eos_id=3, normalization_rule_name='identity',
         add_dummy_prefix=False, remove_extra_whitespaces=False, split_digits=True,
-        allow_whitespace_only_pieces=True, user_defined_symbols=["\n"], character_coverage=0.9995,
+        allow_whitespace_only_pieces=True, user_defined_symbols=['\n'], character_coverage=0.9995,
         max_sentence_length=_LINE_BYTES, num_threads=threads, minloglevel=2)
     except RuntimeError as error:
-      raise ValueError(f"sentencepiece could not train with vocab_size {vocab_size}: {error}; give "
-                       "more text or another vocab_size") from error
+      raise ValueError(f'sentencepiece could not train with vocab_size {vocab_size}: {error}; give '
+                       'more text or another vocab_size') from error
     tokenizer = cls(model.getvalue())
     tokenizer.save(directory)
     return tokenizer
 
   @classmethod
-  def load(cls, directory: str | pathlib.Path) -> "SentencePieceTokenizer":
+  def load(cls, directory: str | pathlib.Path) -> 'SentencePieceTokenizer':
     """Reads what `save` wrote."""
     return cls((pathlib.Path(directory) / cls._MODEL).read_bytes())
 
@@ -180,7 +180,7 @@ class SentencePieceTokenizer:
     try:
       return self._processor.encode(text)
     except RuntimeError as error:
-      raise ValueError(f"text cannot be encoded as UTF-8: {text[:80]!r}") from error
+      raise ValueError(f'text cannot be encoded as UTF-8: {text[:80]!r}') from error
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of the pieces, special tokens left out."""
@@ -189,7 +189,7 @@ class SentencePieceTokenizer:
 
   def save(self, directory: str | pathlib.Path) -> None:
     """Writes tokenizer.json and the model file."""
-    directory = _write_json(directory, {"kind": "sentencepiece", "model": self._MODEL})
+    directory = _write_json(directory, {'kind': 'sentencepiece', 'model': self._MODEL})
     (directory / self._MODEL).write_bytes(self._model)
 
 
@@ -205,9 +205,9 @@ def _lines(texts: Iterable[str], max_characters: int) -> Iterator[str]:
   """Lines of at most 2,000 characters: sentencepiece leaves out sentences that are too long."""
   left = max_characters
   for text in texts:
-    for line in text.split("\n"):
+    for line in text.split('\n'):
       for start in range(0, len(line), 2000):
-        piece = line[start:start + 2000].replace("\0", "")
+        piece = line[start:start + 2000].replace('\0', '')
         if not piece:
           continue
         if left <= 0:
@@ -224,22 +224,22 @@ def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
   """
   path = pathlib.Path(directory) / FILE
   if not path.is_file():
-    raise ValueError(f"{directory} holds no {FILE}: give a directory that a tokenizer was saved in")
-  content = json.loads(path.read_text(encoding="utf-8"))
-  match content.get("kind"):
-    case "byte":
+    raise ValueError(f'{directory} holds no {FILE}: give a directory that a tokenizer was saved in')
+  content = json.loads(path.read_text(encoding='utf-8'))
+  match content.get('kind'):
+    case 'byte':
       return ByteTokenizer()
-    case "word":
-      return WordTokenizer(content["words"])
-    case "sentencepiece":
+    case 'word':
+      return WordTokenizer(content['words'])
+    case 'sentencepiece':
       return SentencePieceTokenizer.load(directory)
     case kind:
-      raise ValueError(f"{path}: kind {kind!r} is not one of byte, word, sentencepiece")
+      raise ValueError(f'{path}: kind {kind!r} is not one of byte, word, sentencepiece')
 
 
 def encode_group(
   tokenizer: Tokenizer, prompt: str, responses: Sequence[str]
-) -> tuple[Int32[np.ndarray, "P"], tuple[Int32[np.ndarray, "R"], ...]]:
+) -> tuple[Int32[np.ndarray, 'P'], tuple[Int32[np.ndarray, 'R'], ...]]:
   """Trunk [begin] + prompt, and a branch response + [end] for each response.
 
   Prompt and response are encoded apart, here and in generation, so a sampled response has the ids
@@ -250,7 +250,7 @@ def encode_group(
                       for r in responses)
 
 
-def encode_document(tokenizer: Tokenizer, text: str) -> Int32[np.ndarray, "P"]:
+def encode_document(tokenizer: Tokenizer, text: str) -> Int32[np.ndarray, 'P']:
   """[begin] + text + [end]."""
   return np.array([tokenizer.begin_id, *tokenizer.encode(text), tokenizer.end_id], np.int32)
 

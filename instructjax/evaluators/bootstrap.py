@@ -31,17 +31,17 @@ def finite(name: str, values) -> np.ndarray:
   array = np.asarray(values, dtype=np.float64)
   if not np.all(np.isfinite(array)):
     raise ValueError(
-      f"{name} holds {int(np.sum(~np.isfinite(array)))} non-finite values of {array.size}; "
-      "leave missing entries out (or mask them) before asking for a statistic"
+      f'{name} holds {int(np.sum(~np.isfinite(array)))} non-finite values of {array.size}; '
+      'leave missing entries out (or mask them) before asking for a statistic'
     )
   return array
 
 
 def check_level(level: float, resamples: int) -> None:
   if not 0.0 < level < 1.0:
-    raise ValueError(f"level is {level}; it is a probability strictly between 0 and 1, as 0.95")
+    raise ValueError(f'level is {level}; it is a probability strictly between 0 and 1, as 0.95')
   if resamples < 1:
-    raise ValueError(f"resamples is {resamples}; give at least 1 (2000 is usual)")
+    raise ValueError(f'resamples is {resamples}; give at least 1 (2000 is usual)')
 
 
 def resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def bootstrap_interval(
-  per_prompt_values: Float[np.ndarray, "n ..."],
+  per_prompt_values: Float[np.ndarray, 'n ...'],
   *,
   seed: int,
   resamples: int = 2000,
@@ -88,9 +88,9 @@ def bootstrap_interval(
     ValueError: Non-finite values, a level outside (0, 1), no resamples.
   """
   check_level(level, resamples)
-  values = finite("per_prompt_values", per_prompt_values)
+  values = finite('per_prompt_values', per_prompt_values)
   if values.ndim == 0:
-    raise ValueError("per_prompt_values is a single number; give one value per prompt")
+    raise ValueError('per_prompt_values is a single number; give one value per prompt')
   if len(values) == 0:
     return math.nan, math.nan, math.nan
   if statistic is np.mean and values.ndim == 1:
@@ -105,7 +105,7 @@ def bootstrap_interval(
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-  with np.errstate(invalid="ignore", divide="ignore"):
+  with np.errstate(invalid='ignore', divide='ignore'):
     return np.where(denominator > 0, numerator / denominator, math.nan)
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-BEGIN, END = "<begin>", "<end>"
+BEGIN, END = '<begin>', '<end>'
 _REPEATS = 3
 
 
@@ -34,13 +34,13 @@ def words_of(response: str) -> list[str]:
 def _features(tokens: Sequence[str], longest: int) -> set[str]:
   marked = [BEGIN, *tokens, END]
   found = {
-    " ".join(marked[i : i + n])
+    ' '.join(marked[i : i + n])
     for n in range(1, longest + 1)
     for i in range(len(marked) - n + 1)
   }
   found -= {BEGIN, END}
   counts = Counter(tokens)
-  return found | {f"{t} (x{_REPEATS} or more)" for t, c in counts.items() if c >= _REPEATS}
+  return found | {f'{t} (x{_REPEATS} or more)' for t, c in counts.items() if c >= _REPEATS}
 
 
 def _telling(feature: str) -> tuple[bool, int, str]:
@@ -76,7 +76,7 @@ def ngram_lift(
     ValueError: One side is empty.
   """
   if not late or not reference:
-    raise ValueError(f"{len(late)} late and {len(reference)} reference responses; give both")
+    raise ValueError(f'{len(late)} late and {len(reference)} reference responses; give both')
   n, m = len(late), len(reference)
   after = Counter(f for t in late for f in _features(t, longest))
   before = Counter(f for t in reference for f in _features(t, longest))

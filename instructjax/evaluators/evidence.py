@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-PASS, WARN, FAIL, ABSENT = "pass", "warn", "fail", "absent"
+PASS, WARN, FAIL, ABSENT = 'pass', 'warn', 'fail', 'absent'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Evidence:
   def series(self, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of a metric in one split, finite entries in the order logged."""
     found = [
-      (m["step"], m[name])
+      (m['step'], m[name])
       for m in self.metrics
-      if m["split"] == split and is_number(m.get(name)) and math.isfinite(m[name])
+      if m['split'] == split and is_number(m.get(name)) and math.isfinite(m[name])
     ]
     steps, values = zip(*found) if found else ((), ())
     return np.array(steps, float), np.array(values, float)
@@ -56,8 +56,8 @@ class Evidence:
     steps, values = self.series(name, split)
     if not len(values):
       return None
-    chosen = self.summary.get("selected_step")
-    if split == "valid" and is_number(chosen) and np.any(steps == chosen):
+    chosen = self.summary.get('selected_step')
+    if split == 'valid' and is_number(chosen) and np.any(steps == chosen):
       return float(values[steps == chosen][-1])
     return float(values[-1])
 
@@ -84,8 +84,8 @@ class Evidence:
   def row(self, metric: str, **where) -> dict[str, Any] | None:
     """The first row of the run with this metric and these fields, if its value is there."""
     for row in self.rows:
-      matches = row["metric"] == metric and all(row[k] == v for k, v in where.items())
-      if matches and row["value"] is not None:
+      matches = row['metric'] == metric and all(row[k] == v for k, v in where.items())
+      if matches and row['value'] is not None:
         return row
     return None
 
@@ -97,19 +97,19 @@ def is_number(value) -> bool:
 def show(value: float) -> str:
   """Four significant digits, no exponent where it can be read without one."""
   if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
-    return f"{value:.1e}"
-  return f"{value:.4g}"
+    return f'{value:.1e}'
+  return f'{value:.4g}'
 
 
 def show_interval(row: dict[str, Any]) -> str:
-  if row["low"] is None or row["high"] is None:
-    return show(row["value"]) + " (no interval)"
+  if row['low'] is None or row['high'] is None:
+    return show(row['value']) + ' (no interval)'
   return f"{show(row['value'])} [{show(row['low'])}, {show(row['high'])}]"
 
 
 def absent(stage: str, name: str, expected: str, what: str) -> Check:
   """A check whose reading was not logged."""
-  return Check(stage, name, expected, f"{what} was not recorded", ABSENT, "nothing to judge")
+  return Check(stage, name, expected, f'{what} was not recorded', ABSENT, 'nothing to judge')
 
 
 def graded(value: float, good: tuple[float, float], tolerable: tuple[float, float]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from instructjax.evaluators.evidence import ABSENT, FAIL, PASS, WARN
 
-STATUS_WORDS = {PASS: "pass", WARN: "look", FAIL: "fail", ABSENT: "not recorded"}
+STATUS_WORDS = {PASS: 'pass', WARN: 'look', FAIL: 'fail', ABSENT: 'not recorded'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ table.checks td[data-c]:not(:first-child):before{content:attr(data-c) ": ";color
 
 
 def anchor(text: str) -> str:
-  return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+  return re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')
 
 
 def _status(status: str) -> str:
@@ -151,17 +151,17 @@ def _status(status: str) -> str:
 
 def _html_table(t: Table) -> str:
   number = dict.fromkeys(t.numeric, ' class="n"')
-  head = "".join(f"<th{number.get(i, '')}>{html.escape(c)}</th>" for i, c in enumerate(t.columns))
+  head = ''.join(f"<th{number.get(i, '')}>{html.escape(c)}</th>" for i, c in enumerate(t.columns))
   body = []
   for r, row in enumerate(t.rows):
     cells = []
     for i, cell in enumerate(row):
       inner = _status(cell) if i == t.status_column else html.escape(cell)
-      label = f' data-c="{html.escape(t.columns[i])}"' if t.status_column is not None else ""
+      label = f' data-c="{html.escape(t.columns[i])}"' if t.status_column is not None else ''
       cells.append(f"<td{number.get(i, '')}{label}>{inner}</td>")
-    strong = ' class="strong"' if r in t.strong else ""
+    strong = ' class="strong"' if r in t.strong else ''
     body.append(f"<tr{strong}>{''.join(cells)}</tr>")
-  kind = ' class="checks"' if t.status_column is not None else ""
+  kind = ' class="checks"' if t.status_column is not None else ''
   return (
     f'<div class="panel"><table{kind}><thead><tr>{head}</tr></thead>'
     f"<tbody>{''.join(body)}</tbody></table></div>"
@@ -169,8 +169,8 @@ def _html_table(t: Table) -> str:
 
 
 def _html_samples(b: Samples) -> str:
-  answers = "".join(
-    f"<div><b>{html.escape(m)}</b><p>{html.escape(r)}</p><small>{html.escape(n)}</small></div>"
+  answers = ''.join(
+    f'<div><b>{html.escape(m)}</b><p>{html.escape(r)}</p><small>{html.escape(n)}</small></div>'
     for m, r, n in b.responses
   )
   return (
@@ -181,82 +181,82 @@ def _html_samples(b: Samples) -> str:
 
 def _inline(svg: str, caption: str) -> str:
   """An SVG for use inside HTML, where namespaces are known and a label helps those who listen."""
-  svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-  svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-  return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
+  svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', '', svg).replace('xlink:href', 'href')
+  svg = re.sub(r'\s(width|height)="[\d.]+pt"', '', svg, count=2)
+  return svg.replace('<svg', f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
 
 
 def _html_block(b) -> str:
   match b:
     case Heading():
-      chip = "" if b.status is None else _status(b.status)
+      chip = '' if b.status is None else _status(b.status)
       return f'<h{b.level} id="{anchor(b.text)}">{html.escape(b.text)}{chip}</h{b.level}>'
     case Text():
       return f"<p{' class=soft' if b.soft else ''}>{html.escape(b.text)}</p>"
     case Table():
       return _html_table(b)
     case Cards():
-      inner = "".join(
+      inner = ''.join(
         f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(w)}</span>'
-        f"<small>{html.escape(d)}</small></div>"
+        f'<small>{html.escape(d)}</small></div>'
         for v, w, d in b.cards
       )
       return f'<div class="cards">{inner}</div>'
     case Strip():
-      inner = "".join(
+      inner = ''.join(
         f'<a href="#{anchor(s)}">{html.escape(s)} {_status(status)}</a>' for s, status in b.chips
       )
       return f'<nav class="strip">{inner}</nav>'
     case Figures():
-      inner = "".join(f"<figure>{_inline(svg, c)}</figure>" for _, c, svg in b.plots)
+      inner = ''.join(f'<figure>{_inline(svg, c)}</figure>' for _, c, svg in b.plots)
       return f'<div class="figures{" wide" if b.wide else ""}">{inner}</div>'
     case Samples():
       return _html_samples(b)
     case Folded():
-      inner = "".join(_html_block(x) for x in b.blocks)
-      return f"<details><summary>{html.escape(b.summary)}</summary>{inner}</details>"
+      inner = ''.join(_html_block(x) for x in b.blocks)
+      return f'<details><summary>{html.escape(b.summary)}</summary>{inner}</details>'
     case Code():
-      return f"<pre>{html.escape(b.text)}</pre>"
-  raise TypeError(f"{type(b).__name__} is not a block of a page")
+      return f'<pre>{html.escape(b.text)}</pre>'
+  raise TypeError(f'{type(b).__name__} is not a block of a page')
 
 
 def to_html(title: str, blocks: Sequence) -> str:
   """One self-contained page: style and plots inside, nothing fetched."""
-  body = "\n".join(_html_block(b) for b in blocks)
+  body = '\n'.join(_html_block(b) for b in blocks)
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    f"<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n"
-    f"<body><main>\n{body}\n</main></body></html>\n"
+    f'<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n'
+    f'<body><main>\n{body}\n</main></body></html>\n'
   )
 
 
 def _cell(text: str) -> str:
-  return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>").replace("\r", "")
+  return text.replace('\\', '\\\\').replace('|', '\\|').replace('\n', '<br>').replace('\r', '')
 
 
 def _fence(text: str) -> str:
   """A code block, with a fence longer than any run of backticks inside."""
-  longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-  ticks = "`" * max(3, longest + 1)
-  return f"{ticks}\n{text}\n{ticks}"
+  longest = max((len(run) for run in re.findall(r'`+', text)), default=0)
+  ticks = '`' * max(3, longest + 1)
+  return f'{ticks}\n{text}\n{ticks}'
 
 
 def _markdown_table(t: Table) -> str:
-  rule = ["---:" if i in t.numeric else "---" for i in range(len(t.columns))]
+  rule = ['---:' if i in t.numeric else '---' for i in range(len(t.columns))]
   lines = [f"| {' | '.join(_cell(c) for c in t.columns)} |", f"| {' | '.join(rule)} |"]
   for r, row in enumerate(t.rows):
     cells = [STATUS_WORDS[c] if i == t.status_column else _cell(c) for i, c in enumerate(row)]
     if r in t.strong:
-      cells = [f"**{c}**" if c else c for c in cells]
+      cells = [f'**{c}**' if c else c for c in cells]
     lines.append(f"| {' | '.join(cells)} |")
-  return "\n".join(lines)
+  return '\n'.join(lines)
 
 
 def _markdown_block(b, folder: str) -> str:
   match b:
     case Heading():
-      chip = "" if b.status is None else f" ({STATUS_WORDS[b.status]})"
+      chip = '' if b.status is None else f' ({STATUS_WORDS[b.status]})'
       return f"{'#' * b.level} {b.text}{chip}"
     case Text():
       return b.text
@@ -264,25 +264,25 @@ def _markdown_block(b, folder: str) -> str:
       return _markdown_table(b)
     case Cards():
       rows = [(v, w, d) for v, w, d in b.cards]
-      return _markdown_table(Table(("value", "what", "detail"), rows))
+      return _markdown_table(Table(('value', 'what', 'detail'), rows))
     case Strip():
-      return " · ".join(f"{s}: **{STATUS_WORDS[status]}**" for s, status in b.chips)
+      return ' · '.join(f'{s}: **{STATUS_WORDS[status]}**' for s, status in b.chips)
     case Figures():
-      return "\n".join(f"![{c}]({folder}/{name}.svg)" for name, c, _ in b.plots)
+      return '\n'.join(f'![{c}]({folder}/{name}.svg)' for name, c, _ in b.plots)
     case Samples():
       rows = [(m, r, n) for m, r, n in b.responses]
-      table = _markdown_table(Table(("model", "response", "judged"), rows))
-      return _fence(b.prompt) + "\n\n" + table
+      table = _markdown_table(Table(('model', 'response', 'judged'), rows))
+      return _fence(b.prompt) + '\n\n' + table
     case Folded():
-      return "\n\n".join([f"**{b.summary}**", *(_markdown_block(x, folder) for x in b.blocks)])
+      return '\n\n'.join([f'**{b.summary}**', *(_markdown_block(x, folder) for x in b.blocks)])
     case Code():
       return _fence(b.text)
-  raise TypeError(f"{type(b).__name__} is not a block of a page")
+  raise TypeError(f'{type(b).__name__} is not a block of a page')
 
 
 def to_markdown(blocks: Sequence, folder: str) -> str:
   """The same content; plots are links to `<folder>/<name>.svg`."""
-  return "\n\n".join(_markdown_block(b, folder) for b in blocks) + "\n"
+  return '\n\n'.join(_markdown_block(b, folder) for b in blocks) + '\n'
 
 
 def plots_of(blocks: Sequence) -> dict[str, str]:
@@ -296,6 +296,6 @@ def plots_of(blocks: Sequence) -> dict[str, str]:
     else:
       continue
     if twice := set(inner) & set(found):
-      raise ValueError(f"plots named {sorted(twice)} appear twice; a name belongs to one plot")
+      raise ValueError(f'plots named {sorted(twice)} appear twice; a name belongs to one plot')
     found.update(inner)
   return found

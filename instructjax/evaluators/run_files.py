@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 ROW_FIELDS = (
-  "stage",
-  "metric",
-  "model",
-  "baseline",
-  "judge",
-  "value",
-  "low",
-  "high",
-  "n",
-  "seed",
+  'stage',
+  'metric',
+  'model',
+  'baseline',
+  'judge',
+  'value',
+  'low',
+  'high',
+  'n',
+  'seed',
 )
 
 
@@ -41,9 +41,9 @@ def _json(path: pathlib.Path, empty):
   if not path.is_file():
     return empty
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding='utf-8'))
   except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is not JSON ({error}); remove it and run its stage again") from error
+    raise ValueError(f'{path} is not JSON ({error}); remove it and run its stage again') from error
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
   if not path.is_file():
     return []
   # Not splitlines(): a text may hold U+2028, which is no line end in JSON lines.
-  lines = path.read_text(encoding="utf-8").split("\n")
+  lines = path.read_text(encoding='utf-8').split('\n')
   found = []
   for number, line in enumerate(lines, start=1):
     if not line.strip():
@@ -61,7 +61,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
       if number == len(lines):  # no line end: the writer was stopped here
         break
-      raise ValueError(f"{path}:{number} is not JSON ({error}); remove that line") from error
+      raise ValueError(f'{path}:{number} is not JSON ({error}); remove that line') from error
   return found
 
 
@@ -69,9 +69,9 @@ def _metrics(path: pathlib.Path) -> list[dict[str, Any]]:
   """Metric objects, the later one where a resumed run logged a step and split again."""
   latest = {}
   for number, line in enumerate(_lines(path), start=1):
-    if "step" not in line or "split" not in line:
-      raise ValueError(f"{path}, object {number} lacks step or split; each metric object has both")
-    latest.setdefault((line["step"], line["split"]), {}).update(line)
+    if 'step' not in line or 'split' not in line:
+      raise ValueError(f'{path}, object {number} lacks step or split; each metric object has both')
+    latest.setdefault((line['step'], line['split']), {}).update(line)
   return [latest[key] for key in sorted(latest)]
 
 
@@ -80,7 +80,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
   for row in rows:
     if set(row) != set(ROW_FIELDS):
       odd = sorted(set(row) ^ set(ROW_FIELDS))
-      raise ValueError(f"{path}: a row differs in {odd}; the fields are {list(ROW_FIELDS)}")
+      raise ValueError(f'{path}: a row differs in {odd}; the fields are {list(ROW_FIELDS)}')
   return [{k: plain(row[k]) for k in ROW_FIELDS} for row in rows]
 
 
@@ -94,14 +94,14 @@ def read_stage(workdir, stage: str) -> StageFiles:
   return StageFiles(
     stage=stage,
     present=folder.is_dir(),
-    metrics=_metrics(folder / "metrics.jsonl"),
-    summary=_json(folder / "summary.json", {}),
-    rows=_rows(folder / "rows.json"),
-    samples=_lines(folder / "samples.jsonl"),
-    rejected=len(_lines(folder / "rejected.jsonl")),
-    config=_json(folder / "config.json", {}),
-    environment=_json(folder / "environment.json", {}),
-    trace=_json(folder / "trace.json", []),
+    metrics=_metrics(folder / 'metrics.jsonl'),
+    summary=_json(folder / 'summary.json', {}),
+    rows=_rows(folder / 'rows.json'),
+    samples=_lines(folder / 'samples.jsonl'),
+    rejected=len(_lines(folder / 'rejected.jsonl')),
+    config=_json(folder / 'config.json', {}),
+    environment=_json(folder / 'environment.json', {}),
+    trace=_json(folder / 'trace.json', []),
   )
 
 
@@ -109,12 +109,12 @@ def find_stages(workdir, order: Sequence[str]) -> list[str]:
   """Stage directories of a workdir, those of known kinds first and in `order`, then by name."""
   folder = pathlib.Path(workdir)
   if not folder.is_dir():
-    raise ValueError(f"{workdir} is not a directory; give the --workdir of a run")
-  marks = ("summary.json", "metrics.jsonl", "rows.json")
+    raise ValueError(f'{workdir} is not a directory; give the --workdir of a run')
+  marks = ('summary.json', 'metrics.jsonl', 'rows.json')
   names = [p.name for p in folder.iterdir() if any((p / m).is_file() for m in marks)]
 
   def place(name):
-    fits = [i for i, kind in enumerate(order) if name == kind or name.startswith(kind + "_")]
+    fits = [i for i, kind in enumerate(order) if name == kind or name.startswith(kind + '_')]
     return (max(fits, key=lambda i: len(order[i])) if fits else len(order), name)
 
   return sorted(names, key=place)

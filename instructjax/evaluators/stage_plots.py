@@ -22,107 +22,107 @@ class Panel(NamedTuple):
 
 _LANGUAGE = (
   Panel(
-    "loss",
-    "Loss",
-    "nats a token",
-    (("training", "language/loss", "train"), ("held out", "language/loss", "valid")),
+    'loss',
+    'Loss',
+    'nats a token',
+    (('training', 'language/loss', 'train'), ('held out', 'language/loss', 'valid')),
   ),
   Panel(
-    "pretraining",
-    "Held-out pretraining loss",
-    "nats a token",
-    (("held out", "pretrain/loss", "valid"),),
+    'pretraining',
+    'Held-out pretraining loss',
+    'nats a token',
+    (('held out', 'pretrain/loss', 'valid'),),
   ),
 )
 _CANDIDATES = (
-  Panel("gold", "Gold score of the candidates", "Likert", (("gold", "gold", "valid"),)),
-  Panel("score", "Reward-model score of the candidates", "score", (("score", "score", "valid"),)),
+  Panel('gold', 'Gold score of the candidates', 'Likert', (('gold', 'gold', 'valid'),)),
+  Panel('score', 'Reward-model score of the candidates', 'score', (('score', 'score', 'valid'),)),
 )
 PANELS: dict[str, tuple[Panel, ...]] = {
-  "pretrain": _LANGUAGE[:1],
-  "sft": (*_LANGUAGE, *_CANDIDATES),
-  "rl_init": _LANGUAGE,
-  "collect": (),
-  "select": _CANDIDATES,
-  "evaluate": (),
-  "reward_model": (
+  'pretrain': _LANGUAGE[:1],
+  'sft': (*_LANGUAGE, *_CANDIDATES),
+  'rl_init': _LANGUAGE,
+  'collect': (),
+  'select': _CANDIDATES,
+  'evaluate': (),
+  'reward_model': (
     Panel(
-      "loss",
-      "Ranking loss",
-      "nats a pair",
-      (("training", "ranking/loss", "train"), ("held out", "ranking/log_loss", "valid")),
+      'loss',
+      'Ranking loss',
+      'nats a pair',
+      (('training', 'ranking/loss', 'train'), ('held out', 'ranking/log_loss', 'valid')),
     ),
     Panel(
-      "accuracy",
-      "Pairs ordered as the labeler",
-      "%",
-      (("training", "ranking/accuracy", "train"), ("held out", "ranking/accuracy", "valid")),
+      'accuracy',
+      'Pairs ordered as the labeler',
+      '%',
+      (('training', 'ranking/accuracy', 'train'), ('held out', 'ranking/accuracy', 'valid')),
       share=True,
     ),
   ),
-  "ppo": (
+  'ppo': (
     Panel(
-      "reward",
-      "Reward-model score",
-      "score",
-      (("rollouts", "rollout/score", "train"), ("held out", "score", "valid")),
+      'reward',
+      'Reward-model score',
+      'score',
+      (('rollouts', 'rollout/score', 'train'), ('held out', 'score', 'valid')),
     ),
-    Panel("gold", "Gold score", "Likert", (("held out", "gold", "valid"),)),
+    Panel('gold', 'Gold score', 'Likert', (('held out', 'gold', 'valid'),)),
     Panel(
-      "kl",
-      "KL to the reference",
-      "nats a response",
+      'kl',
+      'KL to the reference',
+      'nats a response',
       (
-        ("rollouts (k1)", "rollout/kl", "train"),
-        ("rollouts (k3)", "rollout/kl_k3", "train"),
-        ("held out (exact)", "kl", "valid"),
+        ('rollouts (k1)', 'rollout/kl', 'train'),
+        ('rollouts (k3)', 'rollout/kl_k3', 'train'),
+        ('held out (exact)', 'kl', 'valid'),
       ),
     ),
-    Panel("entropy", "Entropy", "nats a token", (("rollouts", "rollout/entropy", "train"),)),
+    Panel('entropy', 'Entropy', 'nats a token', (('rollouts', 'rollout/entropy', 'train'),)),
     Panel(
-      "clip",
-      "Clipped",
-      "% of tokens",
+      'clip',
+      'Clipped',
+      '% of tokens',
       (
-        ("policy", "policy/clip_fraction", "train"),
-        ("value", "value/clip_fraction", "train"),
+        ('policy', 'policy/clip_fraction', 'train'),
+        ('value', 'value/clip_fraction', 'train'),
       ),
       share=True,
     ),
-    Panel("length", "Response length", "tokens", (("rollouts", "rollout/length", "train"),)),
+    Panel('length', 'Response length', 'tokens', (('rollouts', 'rollout/length', 'train'),)),
     Panel(
-      "ends",
-      "Responses with end-of-text",
-      "%",
-      (("rollouts", "rollout/end_rate", "train"),),
+      'ends',
+      'Responses with end-of-text',
+      '%',
+      (('rollouts', 'rollout/end_rate', 'train'),),
       share=True,
     ),
     Panel(
-      "explained",
-      "Explained variance of returns",
-      "share",
-      (("value network", "value/explained_variance", "train"),),
+      'explained',
+      'Explained variance of returns',
+      'share',
+      (('value network', 'value/explained_variance', 'train'),),
     ),
     Panel(
-      "losses",
-      "Value loss",
-      "squared score units",
-      (("value", "value/loss", "train"),),
+      'losses',
+      'Value loss',
+      'squared score units',
+      (('value', 'value/loss', 'train'),),
     ),
-    Panel("ptx", "Pretraining term", "nats a token", (("ptx", "ptx/loss", "train"),)),
+    Panel('ptx', 'Pretraining term', 'nats a token', (('ptx', 'ptx/loss', 'train'),)),
     Panel(
-      "pretraining",
-      "Held-out pretraining loss",
-      "nats a token",
-      (("held out", "pretrain/loss", "valid"),),
+      'pretraining',
+      'Held-out pretraining loss',
+      'nats a token',
+      (('held out', 'pretrain/loss', 'valid'),),
     ),
     Panel(
-      "gap",
-      "Sampler against trainer, log-prob gap",
-      "nats a token",
+      'gap',
+      'Sampler against trainer, log-prob gap',
+      'nats a token',
       (
-        ("mean", "rollout/logprob_gap_mean", "train"),
-        ("largest", "rollout/logprob_gap_max", "train"),
+        ('mean', 'rollout/logprob_gap_mean', 'train'),
+        ('largest', 'rollout/logprob_gap_max', 'train'),
       ),
       logarithmic=True,
     ),
@@ -141,15 +141,15 @@ def stage_figures(stage: StageFiles) -> list:
     for label, metric, split in panel.series:
       steps, values = evidence.series(metric, split)
       if len(values):
-        series[label] = (steps, values, split == "valid")
+        series[label] = (steps, values, split == 'valid')
     if not series:
       missing.append(panel.title.lower())
       continue
     lines = {}
-    unigram = evidence.number("unigram_loss")
-    if kind == "pretrain" and panel.name == "loss" and unigram is not None:
-      lines = {"unigram": unigram}
-    name = page.anchor(f"{stage.stage}-{panel.name}")
+    unigram = evidence.number('unigram_loss')
+    if kind == 'pretrain' and panel.name == 'loss' and unigram is not None:
+      lines = {'unigram': unigram}
+    name = page.anchor(f'{stage.stage}-{panel.name}')
     svg = plots.curves(
       name,
       panel.title,
@@ -159,14 +159,14 @@ def stage_figures(stage: StageFiles) -> list:
       lines=lines,
       share=panel.share,
     )
-    made.append((name, f"{panel.title} of stage {stage.stage}", svg))
-  if kind == "reward_model" and stage.summary.get("calibration"):
-    name = page.anchor(f"{stage.stage}-calibration")
-    svg = plots.calibration(name, "Calibration on held-out pairs", stage.summary["calibration"])
-    made.append((name, "Calibration of the reward model", svg))
-  elif kind == "reward_model":
-    missing.append("calibration")
-  made += _tax_figure(stage) if kind == "ppo" else []
+    made.append((name, f'{panel.title} of stage {stage.stage}', svg))
+  if kind == 'reward_model' and stage.summary.get('calibration'):
+    name = page.anchor(f'{stage.stage}-calibration')
+    svg = plots.calibration(name, 'Calibration on held-out pairs', stage.summary['calibration'])
+    made.append((name, 'Calibration of the reward model', svg))
+  elif kind == 'reward_model':
+    missing.append('calibration')
+  made += _tax_figure(stage) if kind == 'ppo' else []
   blocks: list = [page.Figures(made)] if made else []
   if missing:
     blocks.append(page.Text(f"Not recorded, so not drawn: {', '.join(missing)}.", True))
@@ -177,14 +177,14 @@ def _tax_figure(stage: StageFiles) -> list:
   kl, tax, _, _ = sections.tax_trace(stage)
   if len(kl) < 2:
     return []
-  name = page.anchor(f"{stage.stage}-tax")
+  name = page.anchor(f'{stage.stage}-tax')
   svg = plots.frontier(
     name,
-    "Alignment tax against KL",
-    "KL to the reference, nats a response",
-    "tax, nats a token",
+    'Alignment tax against KL',
+    'KL to the reference, nats a response',
+    'tax, nats a token',
     {stage.stage: [(kl, tax)]},
     (),
     small=True,
   )
-  return [(name, f"Tax against KL of stage {stage.stage}", svg)]
+  return [(name, f'Tax against KL of stage {stage.stage}', svg)]

@@ -40,13 +40,13 @@ def _per_prompt(name: str, values) -> np.ndarray:
   if array.ndim == 1:
     array = array[:, None]
   if array.ndim != 2:
-    raise ValueError(f"{name} has shape {array.shape}; give [prompts] or [prompts, samples]")
+    raise ValueError(f'{name} has shape {array.shape}; give [prompts] or [prompts, samples]')
   return array
 
 
 def win_rate(
-  scores_a: Float[np.ndarray, "n s"],
-  scores_b: Float[np.ndarray, "n s2"],
+  scores_a: Float[np.ndarray, 'n s'],
+  scores_b: Float[np.ndarray, 'n s2'],
   *,
   ties: str,
   seed: int,
@@ -74,24 +74,24 @@ def win_rate(
     ValueError: Different numbers of prompts, an unknown `ties`, non-finite scores.
   """
   check_level(level, resamples)
-  a, b = _per_prompt("scores_a", scores_a), _per_prompt("scores_b", scores_b)
+  a, b = _per_prompt('scores_a', scores_a), _per_prompt('scores_b', scores_b)
   if len(a) != len(b):
-    raise ValueError(f"scores_a has {len(a)} prompts, scores_b {len(b)}; they must be the same")
-  if ties not in ("half", "without"):
+    raise ValueError(f'scores_a has {len(a)} prompts, scores_b {len(b)}; they must be the same')
+  if ties not in ('half', 'without'):
     raise ValueError(f"ties is {ties!r}; choose 'half' or 'without'")
   wins = (a[:, :, None] > b[:, None, :]).mean(axis=(1, 2))
   losses = (a[:, :, None] < b[:, None, :]).mean(axis=(1, 2))
-  if ties == "half":
+  if ties == 'half':
     return mean_interval(0.5 + 0.5 * (wins - losses), seed, resamples, level)
   return pooled_interval(wins, wins + losses, seed, resamples, level)
 
 
-def likert_mean(ratings: Float[np.ndarray, "n s"], *, seed: int) -> Interval:
+def likert_mean(ratings: Float[np.ndarray, 'n s'], *, seed: int) -> Interval:
   """Mean of 1-7 ratings, within a prompt, then over prompts; others are refused."""
-  values = _per_prompt("ratings", ratings)
+  values = _per_prompt('ratings', ratings)
   if values.size and (values.min() < 1 or values.max() > 7):
     raise ValueError(
-      f"ratings reach from {values.min():g} to {values.max():g}; a Likert rating lies in 1..7"
+      f'ratings reach from {values.min():g} to {values.max():g}; a Likert rating lies in 1..7'
     )
   return mean_interval(values.mean(axis=1), seed, 2000, 0.95)
 
@@ -105,7 +105,7 @@ def _pair_mask(shape: tuple[int, ...], mask) -> np.ndarray:
   """[n, K, K], True once for each unordered pair of present responses."""
   present = np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
   if present.shape != shape:
-    raise ValueError(f"mask has shape {present.shape}, the scores {shape}; they must be equal")
+    raise ValueError(f'mask has shape {present.shape}, the scores {shape}; they must be equal')
   upper = np.triu(np.ones((shape[1],) * 2, bool), k=1)
   return upper & present[:, :, None] & present[:, None, :]
 
@@ -116,7 +116,7 @@ def _ordered_pairs(
   """Per prompt, over pairs whose references differ: (sum right, pairs); equal predictions 1/2."""
   if predictions.shape != references.shape:
     raise ValueError(
-      f"shapes {predictions.shape} and {references.shape} differ; give one number per response each"
+      f'shapes {predictions.shape} and {references.shape} differ; give one number per response each'
     )
   order, guess = _pair_orders(references), _pair_orders(predictions)
   kept = _pair_mask(predictions.shape, mask) & (order != 0)
@@ -133,11 +133,11 @@ def _masked(name: str, values, mask) -> np.ndarray:
 
 
 def gold_agreement(
-  scores: Float[np.ndarray, "n s"],
-  gold: Float[np.ndarray, "n s"],
+  scores: Float[np.ndarray, 'n s'],
+  gold: Float[np.ndarray, 'n s'],
   *,
   seed: int,
-  mask: Bool[np.ndarray, "n s"] | None = None,
+  mask: Bool[np.ndarray, 'n s'] | None = None,
   resamples: int = 2000,
   level: float = 0.95,
 ) -> Interval:
@@ -157,18 +157,18 @@ def gold_agreement(
     Interval in [0, 1]; n is the number of prompts with at least one such pair.
   """
   right, pairs = _ordered_pairs(
-    _masked("scores", scores, mask), _masked("gold", gold, mask), mask
+    _masked('scores', scores, mask), _masked('gold', gold, mask), mask
   )
   kept = pairs > 0
   return mean_interval(right[kept] / pairs[kept], seed, resamples, level)
 
 
 def noisy_accuracy(
-  predictions: Float[np.ndarray, "n K"],
-  labels: Float[np.ndarray, "n K"],
+  predictions: Float[np.ndarray, 'n K'],
+  labels: Float[np.ndarray, 'n K'],
   *,
   seed: int,
-  mask: Bool[np.ndarray, "n K"] | None = None,
+  mask: Bool[np.ndarray, 'n K'] | None = None,
   resamples: int = 2000,
   level: float = 0.95,
 ) -> Interval:
@@ -183,26 +183,26 @@ def noisy_accuracy(
     mask: True where a response exists; all of them when None.
   """
   right, pairs = _ordered_pairs(
-    _masked("predictions", predictions, mask), _masked("labels", labels, mask), mask
+    _masked('predictions', predictions, mask), _masked('labels', labels, mask), mask
   )
   return pooled_interval(right, pairs, seed, resamples, level)
 
 
 def normalised_accuracy(
-  scores: Float[np.ndarray, "n K"],
-  gold: Float[np.ndarray, "n K"],
-  labels: Float[np.ndarray, "n K"],
+  scores: Float[np.ndarray, 'n K'],
+  gold: Float[np.ndarray, 'n K'],
+  labels: Float[np.ndarray, 'n K'],
   *,
   seed: int,
-  mask: Bool[np.ndarray, "n K"] | None = None,
+  mask: Bool[np.ndarray, 'n K'] | None = None,
   resamples: int = 2000,
   level: float = 0.95,
 ) -> Interval:
   """(accuracy - 1/2) / (gold's accuracy - 1/2) on the same noisy pairs; 1 is the ceiling."""
   model, pairs = _ordered_pairs(
-    _masked("scores", scores, mask), _masked("labels", labels, mask), mask
+    _masked('scores', scores, mask), _masked('labels', labels, mask), mask
   )
-  ceiling, _ = _ordered_pairs(_masked("gold", gold, mask), _masked("labels", labels, mask), mask)
+  ceiling, _ = _ordered_pairs(_masked('gold', gold, mask), _masked('labels', labels, mask), mask)
   kept = pairs > 0
   above = np.stack([model - pairs / 2, ceiling - pairs / 2], axis=1)[kept]
   if len(above) == 0:
@@ -213,18 +213,18 @@ def normalised_accuracy(
 
 
 def labeler_agreement(
-  labels_a: Float[np.ndarray, "n K"],
-  labels_b: Float[np.ndarray, "n K"],
+  labels_a: Float[np.ndarray, 'n K'],
+  labels_b: Float[np.ndarray, 'n K'],
   *,
   seed: int,
-  mask: Bool[np.ndarray, "n K"] | None = None,
+  mask: Bool[np.ndarray, 'n K'] | None = None,
   resamples: int = 2000,
   level: float = 0.95,
 ) -> Interval:
   """Share of pairs two different labelers order alike, over pairs both ranked strictly, pooled."""
-  a, b = _masked("labels_a", labels_a, mask), _masked("labels_b", labels_b, mask)
+  a, b = _masked('labels_a', labels_a, mask), _masked('labels_b', labels_b, mask)
   if a.shape != b.shape:
-    raise ValueError(f"labels_a has shape {a.shape}, labels_b {b.shape}; they must be equal")
+    raise ValueError(f'labels_a has shape {a.shape}, labels_b {b.shape}; they must be equal')
   product = _pair_orders(a) * _pair_orders(b)
   strict = _pair_mask(a.shape, mask) & (product != 0)
   right = (strict & (product > 0)).sum(axis=(1, 2)).astype(np.float64)
@@ -232,7 +232,7 @@ def labeler_agreement(
 
 
 def expected_calibration_error(
-  probabilities: Float[np.ndarray, " n"], outcomes: Float[np.ndarray, " n"], bins: int = 10
+  probabilities: Float[np.ndarray, ' n'], outcomes: Float[np.ndarray, ' n'], bins: int = 10
 ) -> tuple[float, list[CalibrationBin]]:
   """Mean over predictions of |stated probability - observed rate| of their bin.
 
@@ -248,14 +248,14 @@ def expected_calibration_error(
   Returns:
     (ece in [0, 1], the bins that hold something in ascending order); (nan, []) without predictions.
   """
-  p, y = finite("probabilities", probabilities), finite("outcomes", outcomes)
+  p, y = finite('probabilities', probabilities), finite('outcomes', outcomes)
   if p.shape != y.shape or p.ndim != 1:
-    raise ValueError(f"probabilities {p.shape} and outcomes {y.shape} must be equal vectors")
+    raise ValueError(f'probabilities {p.shape} and outcomes {y.shape} must be equal vectors')
   if bins < 1:
-    raise ValueError(f"bins is {bins}; give at least 1")
-  for name, values in (("probabilities", p), ("outcomes", y)):
+    raise ValueError(f'bins is {bins}; give at least 1')
+  for name, values in (('probabilities', p), ('outcomes', y)):
     if values.size and (values.min() < 0 or values.max() > 1):
-      raise ValueError(f"{name} span {values.min():g} to {values.max():g}; they lie in [0, 1]")
+      raise ValueError(f'{name} span {values.min():g} to {values.max():g}; they lie in [0, 1]')
   if p.size == 0:
     return math.nan, []
   index = np.minimum((p * bins).astype(int), bins - 1)
@@ -265,24 +265,24 @@ def expected_calibration_error(
 
 
 def margin_calibration(
-  margins: Float[np.ndarray, " n"], bins: int = 10
+  margins: Float[np.ndarray, ' n'], bins: int = 10
 ) -> tuple[float, list[CalibrationBin]]:
   """Calibration of a Bradley-Terry reward model from score(chosen) - score(rejected) of each pair.
 
   Stated probability: sigmoid(|margin|), of the pair's higher score being the chosen one. Outcome: 1
   where it is, 1/2 at equal scores. The bins divide [1/2, 1], where all stated probabilities lie.
   """
-  margin = finite("margins", margins)
+  margin = finite('margins', margins)
   stated = 1.0 / (1.0 + np.exp(-np.abs(margin)))
   outcome = np.where(margin > 0, 1.0, np.where(margin < 0, 0.0, 0.5))
   return expected_calibration_error(stated, outcome, 2 * bins)
 
 
 def length_correlation(
-  scores: Float[np.ndarray, "n K"],
-  lengths: Float[np.ndarray, "n K"],
+  scores: Float[np.ndarray, 'n K'],
+  lengths: Float[np.ndarray, 'n K'],
   *,
-  mask: Bool[np.ndarray, "n K"] | None = None,
+  mask: Bool[np.ndarray, 'n K'] | None = None,
   within_prompt: bool = False,
 ) -> float:
   """Pearson correlation of score and response length in tokens; nan where one of them is constant.
@@ -294,9 +294,9 @@ def length_correlation(
     within_prompt: Subtract each prompt's means first, so that only the choice among the responses
       of a prompt counts and not which prompts ask for long answers.
   """
-  x, y = _masked("scores", scores, mask), _masked("lengths", lengths, mask)
+  x, y = _masked('scores', scores, mask), _masked('lengths', lengths, mask)
   if x.shape != y.shape:
-    raise ValueError(f"scores have shape {x.shape}, lengths {y.shape}; they must be equal")
+    raise ValueError(f'scores have shape {x.shape}, lengths {y.shape}; they must be equal')
   present = np.ones(x.shape) if mask is None else np.asarray(mask, np.float64).reshape(x.shape)
   axis = 1 if within_prompt else None
   count = np.maximum(present.sum(axis=axis, keepdims=True), 1)
@@ -311,14 +311,14 @@ def distinct_n(token_lists: Sequence[Sequence], n: int) -> float:
   It falls as the set grows: compare only sets of equally many responses.
   """
   if n < 1:
-    raise ValueError(f"n is {n}; an n-gram has at least one token")
+    raise ValueError(f'n is {n}; an n-gram has at least one token')
   grams = [tuple(t[i : i + n]) for t in token_lists for i in range(len(t) - n + 1)]
   return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def unbiased_best_of_n(
-  select_scores: Float[np.ndarray, "p N"], values: Float[np.ndarray, "p N"], n: int
-) -> Float[np.ndarray, " p"]:
+  select_scores: Float[np.ndarray, 'p N'], values: Float[np.ndarray, 'p N'], n: int
+) -> Float[np.ndarray, ' p']:
   """Expected value of the best of n samples, without bias, from N >= n samples a prompt.
 
   WebGPT (Nakano et al. 2021, App. I): with samples sorted ascending by selecting score,
@@ -336,12 +336,12 @@ def unbiased_best_of_n(
   Raises:
     ValueError: n outside 1..N, different shapes.
   """
-  select, value = finite("select_scores", select_scores), finite("values", values)
+  select, value = finite('select_scores', select_scores), finite('values', values)
   if select.shape != value.shape or select.ndim != 2:
-    raise ValueError(f"select_scores {select.shape} and values {value.shape}: give [p, N] twice")
+    raise ValueError(f'select_scores {select.shape} and values {value.shape}: give [p, N] twice')
   total = select.shape[1]
   if not 1 <= n <= total:
-    raise ValueError(f"n is {n} with {total} samples a prompt; it must lie in 1..{total}")
+    raise ValueError(f'n is {n} with {total} samples a prompt; it must lie in 1..{total}')
 
   def log_choose(a, b):
     return math.lgamma(a + 1) - math.lgamma(b + 1) - math.lgamma(a - b + 1)
@@ -358,15 +358,15 @@ def unbiased_best_of_n(
 
 
 def interpolate_at(
-  x: Float[np.ndarray, " t"], y: Float[np.ndarray, " t"], points: Sequence[float]
-) -> Float[np.ndarray, " points"]:
+  x: Float[np.ndarray, ' t'], y: Float[np.ndarray, ' t'], points: Sequence[float]
+) -> Float[np.ndarray, ' points']:
   """y where a trace, followed in the order given, first passes each point; nan outside its range.
 
   For (KL, tax) along training: a trace whose KL wanders back is read at its first passage.
   """
-  xs, ys = finite("x", x), finite("y", y)
+  xs, ys = finite('x', x), finite('y', y)
   if xs.shape != ys.shape or xs.ndim != 1:
-    raise ValueError(f"x has shape {xs.shape}, y {ys.shape}; give two equally long vectors")
+    raise ValueError(f'x has shape {xs.shape}, y {ys.shape}; give two equally long vectors')
   found = np.full(len(points), math.nan)
   for k, point in enumerate(points):
     for i in range(len(xs)):

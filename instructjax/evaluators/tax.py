@@ -72,18 +72,18 @@ def _point(kl: float, a: np.ndarray, ea: np.ndarray, b: np.ndarray, eb: np.ndarr
   n = len(a)
   nan = math.nan
   if n == 0:
-    return TaxPoint(kl, 0, nan, nan, nan, nan, nan, False, False, "outside the range of an arm")
+    return TaxPoint(kl, 0, nan, nan, nan, nan, nan, False, False, 'outside the range of an arm')
   ppo, ptx = float(a.mean()), float(b.mean())
   ppo_error = _standard_error(a, ea)
   difference_error = _standard_error(b - a / 2, np.sqrt(eb**2 + ea**2 / 4))
   if not math.isfinite(ppo_error):
-    note, counts = "one seed and no errors over documents: no standard error", False
+    note, counts = 'one seed and no errors over documents: no standard error', False
   elif ppo < least:
     note, counts = f"PPO's tax is below {least:g}", False
   elif ppo < errors * ppo_error:
     note, counts = f"PPO's tax is below {errors:g} of its standard errors", False
   else:
-    note, counts = "counts", True
+    note, counts = 'counts', True
   met = counts and ptx <= ppo / 2
   return TaxPoint(kl, n, ppo, ppo_error, ptx, ptx - ppo / 2, difference_error, counts, met, note)
 
@@ -109,9 +109,9 @@ def compare_tax(
   """
   seeds = sorted(set(ppo) & set(ppo_ptx))
   if not seeds:
-    missing = [name for name, arm in (("PPO", ppo), ("PPO-ptx", ppo_ptx)) if not arm]
-    why = f"no trace of {' and '.join(missing)}" if missing else "no seed has both arms"
-    return TaxVerdict("not measurable", why, [])
+    missing = [name for name, arm in (('PPO', ppo), ('PPO-ptx', ppo_ptx)) if not arm]
+    why = f"no trace of {' and '.join(missing)}" if missing else 'no seed has both arms'
+    return TaxVerdict('not measurable', why, [])
   a, ea = _at(ppo, seeds, points)
   b, eb = _at(ppo_ptx, seeds, points)
   found = []
@@ -121,11 +121,11 @@ def compare_tax(
     found.append(_point(float(kl), *columns, least_tax, least_errors))
   counting = [p for p in found if p.counts]
   if len(counting) < 2:
-    why = "; ".join(f"KL {p.kl:g}: {p.note}" for p in found if not p.counts)
-    return TaxVerdict("not measurable", f"{len(counting)} of 2 needed points count ({why})", found)
+    why = '; '.join(f'KL {p.kl:g}: {p.note}' for p in found if not p.counts)
+    return TaxVerdict('not measurable', f'{len(counting)} of 2 needed points count ({why})', found)
   missed = [p for p in counting if not p.met]
   if missed:
-    where = ", ".join(f"{p.ppo_ptx:+.3f} of {p.ppo:+.3f} at KL {p.kl:g}" for p in missed)
-    return TaxVerdict("missed", f"PPO-ptx pays more than half of PPO's tax: {where}", found)
-  where = ", ".join(f"{p.kl:g}" for p in counting)
-  return TaxVerdict("met", f"PPO-ptx pays at most half of PPO's tax at KL {where}", found)
+    where = ', '.join(f'{p.ppo_ptx:+.3f} of {p.ppo:+.3f} at KL {p.kl:g}' for p in missed)
+    return TaxVerdict('missed', f"PPO-ptx pays more than half of PPO's tax: {where}", found)
+  where = ', '.join(f'{p.kl:g}' for p in counting)
+  return TaxVerdict('met', f"PPO-ptx pays at most half of PPO's tax at KL {where}", found)

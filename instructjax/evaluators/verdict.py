@@ -15,11 +15,11 @@ from instructjax.evaluators.evidence import ABSENT, FAIL, PASS, WARN, Check, Evi
 _LANGUAGE = (checks.complete, checks.finite_metrics, checks.loss_falls)
 
 CHECKS: dict[str, tuple[Callable[[Evidence], Check], ...]] = {
-  "pretrain": (*_LANGUAGE, checks.below_unigram),
-  "sft": (*_LANGUAGE, checks.valid_loss_falls, checks.sft_improves),
-  "rl_init": (*_LANGUAGE, checks.start_tax),
-  "collect": (checks.complete, checks.labelers_agree),
-  "reward_model": (
+  'pretrain': (*_LANGUAGE, checks.below_unigram),
+  'sft': (*_LANGUAGE, checks.valid_loss_falls, checks.sft_improves),
+  'rl_init': (*_LANGUAGE, checks.start_tax),
+  'collect': (checks.complete, checks.labelers_agree),
+  'reward_model': (
     checks.complete,
     checks.finite_metrics,
     checks.ranking_loss_below_chance,
@@ -30,8 +30,8 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Check], ...]] = {
     checks.score_not_length,
     checks.agrees_with_gold,
   ),
-  "select": (checks.complete,),
-  "ppo": (
+  'select': (checks.complete,),
+  'ppo': (
     checks.complete,
     checks.finite_metrics,
     checks_ppo.ratio_one,
@@ -48,7 +48,7 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Check], ...]] = {
     checks_ppo.pretraining_kept,
     checks_ppo.terms_not_opposed,
   ),
-  "evaluate": (
+  'evaluate': (
     checks.complete,
     checks.policy_beats_baseline,
     checks.judges_agree,
@@ -61,7 +61,7 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Check], ...]] = {
 
 def stage_kind(stage: str) -> str | None:
   """Kind of a stage by its name: `ppo_plain` is a `ppo`, `sft_large` an `sft`; None if unknown."""
-  fitting = [kind for kind in CHECKS if stage == kind or stage.startswith(kind + "_")]
+  fitting = [kind for kind in CHECKS if stage == kind or stage.startswith(kind + '_')]
   return max(fitting, key=len) if fitting else None
 
 

@@ -72,7 +72,7 @@ class Evaluation:
         mine.judged['gold'], seed=self.seed), judge='gold'))
     if 'reward_model' in mine.judged:
       mean = bootstrap.mean_interval(
-        mine.judged["reward_model"].mean(1), self.seed, self.c.resamples, 0.95)
+        mine.judged['reward_model'].mean(1), self.seed, self.c.resamples, 0.95)
       rows.append(row('score', model, mean, judge='reward_model'))
     tokens = [t[m].tolist() for t, m in zip(
       mine.responses.tokens.reshape(-1, mine.responses.tokens.shape[-1]),

@@ -34,7 +34,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   by_loss = min(found, key=lambda r: r['loss'])
   chosen, rule = by_score, 'reward model score'
   if ctx.corpus.has_gold and by_loss['gold'] > by_score['gold']:
-    chosen, rule = by_loss, 'loss (better by gold than the reward model\'s choice)'
+    chosen, rule = by_loss, "loss (better by gold than the reward model's choice)"
   rows = [{'metric': f'{quantity}_validation', 'model': f'{c.candidates}@{r["step"]}',
            'value': r[quantity]} for r in found for quantity in ('loss', 'score', 'gold')
           if quantity in r]

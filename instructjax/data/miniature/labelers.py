@@ -61,7 +61,7 @@ def draw_labelers(rng: np.random.Generator, n: int) -> tuple[Labeler, ...]:
   length = LENGTH_TASTE * rng.standard_normal(n)
   length -= length.mean()
   return tuple(
-    Labeler(f"labeler-{i:02d}", float(care[i]), tuple(map(float, tastes[i])), float(length[i]))
+    Labeler(f'labeler-{i:02d}', float(care[i]), tuple(map(float, tastes[i])), float(length[i]))
     for i in range(n)
   )
 
@@ -77,7 +77,7 @@ def write(record: PromptRecord, rng: np.random.Generator, carelessness: float) -
   words = express(grammar.fill(template, slots), constraint).split()
   if rng.random() < FORM_FAULT * carelessness:
     words = _spoil_form(words, constraint, rng)
-  return " ".join(words)
+  return ' '.join(words)
 
 
 def _wrong_word(
@@ -95,18 +95,18 @@ def _spoil_content(
   record: PromptRecord, template: str, slots: dict[str, str], rng: np.random.Generator
 ) -> tuple[str, dict[str, str]]:
   answer, slots = record.answer, dict(slots)
-  if template == "list":
+  if template == 'list':
     which, kind = str(int(rng.integers(len(slots)))), rng.random()
     if kind < 0.4:
-      slots[which] = vocabulary.VAGUE["item"]
+      slots[which] = vocabulary.VAGUE['item']
     elif kind < 0.6 and len(slots) > 1:
       slots[which] = slots[str((int(which) + 1) % len(slots))]
     else:
-      wrong = tuple(w for w in vocabulary.CLASSES["item"] if w not in answer.members)
+      wrong = tuple(w for w in vocabulary.CLASSES['item'] if w not in answer.members)
       slots[which] = pick(rng, wrong)
     return template, slots
   if not record.unsafe and rng.random() < OVER_REFUSAL:
-    return "refuse", {}
+    return 'refuse', {}
   judged = dict(answer.slots)
   if answer.near and (not judged or rng.random() < 0.5):
     template = pick(rng, answer.near)
@@ -114,7 +114,7 @@ def _spoil_content(
     slots = {
       w[1:-1]: slots[w[1:-1]] if w[1:-1] in slots else _mentioned(w[1:-1], asked, rng)
       for w in grammar.PATTERNS[template]
-      if w[0] == "<"
+      if w[0] == '<'
     }
     return template, slots
   slot = pick(rng, tuple(judged))
@@ -134,25 +134,25 @@ def _forget(
   """Breaks the constraint: it is left out, or another word or number is put there."""
   constraint = record.constraint
   other = rng.random() < WRONG_INSTEAD
-  if constraint.kind == "count":
-    if template == "list" and len(slots) > 1 and not other:
+  if constraint.kind == 'count':
+    if template == 'list' and len(slots) > 1 and not other:
       slots = {k: w for k, w in slots.items() if k != str(len(slots) - 1)}
-    elif template == "list":
+    elif template == 'list':
       extra = tuple(w for w in record.answer.members if w not in slots.values())
       slots = {**slots, str(len(slots)): pick(rng, extra)}
-  elif constraint.kind == "skip":
-    if template.endswith("_bare"):
+  elif constraint.kind == 'skip':
+    if template.endswith('_bare'):
       asked = record.prompt.split()
-      template = template.removesuffix("_bare")
-      slots = {**slots, "place": _mentioned("place", asked, rng)}
-  elif constraint.kind == "use":
-    if other and "weather" in slots:
-      slots = {**slots, "weather": vocabulary.VAGUE["weather"]}
-    elif template == "story_weather":
-      template, slots = "story", {k: w for k, w in slots.items() if k != "weather"}
+      template = template.removesuffix('_bare')
+      slots = {**slots, 'place': _mentioned('place', asked, rng)}
+  elif constraint.kind == 'use':
+    if other and 'weather' in slots:
+      slots = {**slots, 'weather': vocabulary.VAGUE['weather']}
+    elif template == 'story_weather':
+      template, slots = 'story', {k: w for k, w in slots.items() if k != 'weather'}
   else:
     words = vocabulary.HEDGES + (
-      vocabulary.OPENERS if constraint.kind == "start" else vocabulary.CLOSERS
+      vocabulary.OPENERS if constraint.kind == 'start' else vocabulary.CLOSERS
     )
     constraint = Constraint(constraint.kind, pick(rng, words)) if other else None
   return template, slots, constraint
@@ -166,9 +166,9 @@ def _spoil_form(
     return words[:-1]
   if kind < 0.8:
     aside = pick(rng, vocabulary.RUDE if kind < 0.7 else vocabulary.HEDGES)
-    if constraint is not None and constraint.kind == "start":
-      return [*words[:-1], ",", aside, "."]
-    return [aside, ",", *words]
+    if constraint is not None and constraint.kind == 'start':
+      return [*words[:-1], ',', aside, '.']
+    return [aside, ',', *words]
   place = int(rng.integers(len(words) - 1))
   return [*words[: place + 1], *words[place:]]
 
@@ -193,7 +193,7 @@ def perceive(
 
 def group_by_value(values: np.ndarray) -> list[list[int]]:
   """Indexes from best to worst; neighbours nearer than TIE_WIDTH stand in one group."""
-  order = np.argsort(-values, kind="stable")
+  order = np.argsort(-values, kind='stable')
   groups: list[list[int]] = []
   for i in order:
     if groups and values[groups[-1][0]] - values[i] < TIE_WIDTH:
@@ -217,8 +217,8 @@ def rank(
   """
   if len(responses) < 2 or len(set(responses)) < len(responses):
     raise ValueError(
-      f"a ranking needs at least 2 responses, all different; got {len(responses)} responses, "
-      f"{len(set(responses))} of them different: drop duplicates first"
+      f'a ranking needs at least 2 responses, all different; got {len(responses)} responses, '
+      f'{len(set(responses))} of them different: drop duplicates first'
     )
   return group_by_value(perceive(labeler, rate(record, responses), noise, rng))
 

@@ -10,20 +10,20 @@ from instructjax.data.miniature.facts import Facts, pick, pick_two
 
 # Table 1 of Ouyang et al. 2022 (percent of the reward model's prompts; they sum to 99.9).
 SHARES = {
-  "generation": 45.6,
-  "open_qa": 12.4,
-  "brainstorming": 11.2,
-  "chat": 8.4,
-  "rewrite": 6.6,
-  "summarization": 4.2,
-  "classification": 3.5,
-  "other": 3.5,
-  "closed_qa": 2.6,
-  "extract": 1.9,
+  'generation': 45.6,
+  'open_qa': 12.4,
+  'brainstorming': 11.2,
+  'chat': 8.4,
+  'rewrite': 6.6,
+  'summarization': 4.2,
+  'classification': 3.5,
+  'other': 3.5,
+  'closed_qa': 2.6,
+  'extract': 1.9,
 }
-STYLES = ("direct", "few_shot", "continuation")
+STYLES = ('direct', 'few_shot', 'continuation')
 STYLE_SHARES = (0.75, 0.10, 0.15)
-CLOSED_DOMAIN = frozenset({"rewrite", "summarization", "closed_qa", "extract"})
+CLOSED_DOMAIN = frozenset({'rewrite', 'summarization', 'closed_qa', 'extract'})
 MAX_PROMPT_WORDS = 39
 MAX_RESPONSE_WORDS = 15
 UNSAFE_SHARE = 0.05
@@ -94,13 +94,13 @@ class PromptRecord:
   def to_row(self) -> dict[str, str | None]:
     """The prompt as a row of prompts.jsonl."""
     return {
-      "id": self.id,
-      "source": "miniature",
-      "license": None,
-      "user": self.user,
-      "category": self.category,
-      "prompt": self.prompt,
-      "answer": None,
+      'id': self.id,
+      'source': 'miniature',
+      'license': None,
+      'user': self.user,
+      'category': self.category,
+      'prompt': self.prompt,
+      'answer': None,
     }
 
 
@@ -111,8 +111,8 @@ class Request:
   direct: str
   continued: str
   answer: Answer
-  passage: str = ""
-  constraints: tuple[str, ...] = ("start", "end")
+  passage: str = ''
+  constraints: tuple[str, ...] = ('start', 'end')
   count: str | None = None
   false_premise: bool = False
   unsafe: bool = False
@@ -129,30 +129,30 @@ def _generation(rng: np.random.Generator, facts: Facts) -> Request:
   kind = rng.random()
   if kind < 0.6:
     mood, animal = pick(rng, v.MOODS), pick(rng, v.ANIMALS)
-    topic = f"a {mood} story about {name} and the {animal}"
-    slots = (*_only(name=name, animal=animal), ("feel", v.FEELINGS[mood]))
-    answer = Answer(("story", "story_weather", "story_bare"), (), slots)
+    topic = f'a {mood} story about {name} and the {animal}'
+    slots = (*_only(name=name, animal=animal), ('feel', v.FEELINGS[mood]))
+    answer = Answer(('story', 'story_weather', 'story_bare'), (), slots)
     return Request(
       f"{pick(rng, ('write', 'tell me'))} {topic} .",
-      f"here is {topic} :",
+      f'here is {topic} :',
       answer,
-      constraints=("start", "end", "use", "skip"),
+      constraints=('start', 'end', 'use', 'skip'),
     )
   if kind < 0.82:
-    reason = pick(rng, ("thanks", "sorry", "ask"))
-    aim = {"thanks": "thank", "sorry": "say sorry", "ask": "ask"}[reason]
-    topic = f"a note to {name} to {aim}"
-    near = tuple(t for t in ("thanks", "sorry", "ask") if t != reason)
+    reason = pick(rng, ('thanks', 'sorry', 'ask'))
+    aim = {'thanks': 'thank', 'sorry': 'say sorry', 'ask': 'ask'}[reason]
+    topic = f'a note to {name} to {aim}'
+    near = tuple(t for t in ('thanks', 'sorry', 'ask') if t != reason)
     answer = Answer((reason,), near, _only(name=name, object=thing))
-    join = "for" if reason == "ask" else "about"
+    join = 'for' if reason == 'ask' else 'about'
     return Request(
-      f"write {topic} {join} the {thing} .", f"here is {topic} {join} the {thing} :", answer
+      f'write {topic} {join} the {thing} .', f'here is {topic} {join} the {thing} :', answer
     )
   colour, place = pick(rng, v.COLOURS), pick(rng, v.PLACES)
-  topic = f"a sign for the {colour} {thing} at the {place}"
-  answer = Answer(("sign", "sign_bare"), (), _only(colour=colour, object=thing, place=place))
+  topic = f'a sign for the {colour} {thing} at the {place}'
+  answer = Answer(('sign', 'sign_bare'), (), _only(colour=colour, object=thing, place=place))
   return Request(
-    f"write {topic} .", f"here is {topic} :", answer, constraints=("start", "end", "skip")
+    f'write {topic} .', f'here is {topic} :', answer, constraints=('start', 'end', 'skip')
   )
 
 
@@ -161,25 +161,25 @@ def _open_qa(rng: np.random.Generator, facts: Facts) -> Request:
   food, home = facts.food[animal], facts.home[animal]
   if rng.random() < FALSE_PREMISE_SHARE:
     wrong = pick(rng, vocabulary.NONFOODS)
-    question = f"why does the {animal} eat {wrong} ?"
-    answer = Answer(("denies",), ("likes", "eats"), _only(animal=animal, food=wrong))
+    question = f'why does the {animal} eat {wrong} ?'
+    answer = Answer(('denies',), ('likes', 'eats'), _only(animal=animal, food=wrong))
     false_premise = True
   else:
     kind, false_premise = rng.random(), False
     if kind < 0.45:
-      question = f"what does the {animal} eat ?"
-      answer = Answer(("eats",), ("likes",), _only(animal=animal, food=food))
+      question = f'what does the {animal} eat ?'
+      answer = Answer(('eats',), ('likes',), _only(animal=animal, food=food))
     elif kind < 0.85:
-      question = f"where does the {animal} live ?"
-      answer = Answer(("lives",), (), _only(animal=animal, place=home))
+      question = f'where does the {animal} live ?'
+      answer = Answer(('lives',), (), _only(animal=animal, place=home))
     else:
-      question = f"why does the {animal} eat {food} ?"
-      answer = Answer(("likes",), ("denies", "eats"), _only(animal=animal, food=food))
+      question = f'why does the {animal} eat {food} ?'
+      answer = Answer(('likes',), ('denies', 'eats'), _only(animal=animal, food=food))
   asker = pick(rng, vocabulary.NAMES)
-  asks = pick(rng, ("", f"{asker} will ask you : ", "please answer me : "))
+  asks = pick(rng, ('', f'{asker} will ask you : ', 'please answer me : '))
   return Request(
-    f"{asks}{question}",
-    f"the answer to the question of {asker} , {question[:-2]} , is :",
+    f'{asks}{question}',
+    f'the answer to the question of {asker} , {question[:-2]} , is :',
     answer,
     false_premise=false_premise,
   )
@@ -189,63 +189,63 @@ def _brainstorming(rng: np.random.Generator, facts: Facts) -> Request:
   del facts
   kind = pick(rng, tuple(vocabulary.KINDS))
   count = pick(rng, vocabulary.NUMBERS[1:4])
-  who = f" for {pick(rng, vocabulary.NAMES)}" if rng.random() < 0.8 else ""
-  where = f" at the {pick(rng, vocabulary.PLACES)}" if rng.random() < 0.5 else ""
-  topic = f"{count} {vocabulary.PLURALS[kind]}{who}{where}"
-  answer = Answer(("list",), members=vocabulary.KINDS[kind])
-  verb = pick(rng, ("list", "give me", "name"))
-  return Request(f"{verb} {topic} .", f"here are {topic} :", answer, constraints=(), count=count)
+  who = f' for {pick(rng, vocabulary.NAMES)}' if rng.random() < 0.8 else ''
+  where = f' at the {pick(rng, vocabulary.PLACES)}' if rng.random() < 0.5 else ''
+  topic = f'{count} {vocabulary.PLURALS[kind]}{who}{where}'
+  answer = Answer(('list',), members=vocabulary.KINDS[kind])
+  verb = pick(rng, ('list', 'give me', 'name'))
+  return Request(f'{verb} {topic} .', f'here are {topic} :', answer, constraints=(), count=count)
 
 
 def _chat(rng: np.random.Generator, facts: Facts) -> Request:
   del facts
   name = pick(rng, vocabulary.NAMES)
   if rng.random() < 0.2:
-    line = pick(rng, ("hello , can you help me ?", "hello , i am new here .", "hello there ."))
-    answer = Answer(("hello",), ("glad", "pity"), _only(name=name))
+    line = pick(rng, ('hello , can you help me ?', 'hello , i am new here .', 'hello there .'))
+    answer = Answer(('hello',), ('glad', 'pity'), _only(name=name))
   else:
     mood = pick(rng, vocabulary.MOODS)
     feel = pick(rng, vocabulary.FEELINGS[mood])
-    when = pick(rng, ("today ", "", "at night "))
+    when = pick(rng, ('today ', '', 'at night '))
     line = f"{pick(rng, ('i feel', 'i am', 'hello , i feel'))} {feel} {when}."
-    good = mood == "happy"
+    good = mood == 'happy'
     answer = Answer(
-      ("glad",) if good else ("pity",), ("pity",) if good else ("glad",), _only(name=name)
+      ('glad',) if good else ('pity',), ('pity',) if good else ('glad',), _only(name=name)
     )
-  return Request(f"{name} : {line} you :", f"{name} : {line} you :", answer)
+  return Request(f'{name} : {line} you :', f'{name} : {line} you :', answer)
 
 
 def _deed(rng: np.random.Generator) -> dict[str, str]:
   v = vocabulary
   return {
-    "name": pick(rng, v.NAMES),
-    "deed": pick(rng, v.DEEDS),
-    "colour": pick(rng, v.COLOURS),
-    "object": pick(rng, v.OBJECTS),
+    'name': pick(rng, v.NAMES),
+    'deed': pick(rng, v.DEEDS),
+    'colour': pick(rng, v.COLOURS),
+    'object': pick(rng, v.OBJECTS),
   }
 
 
 def _rewrite(rng: np.random.Generator, facts: Facts) -> Request:
   del facts
   slots = _deed(rng)
-  text = " ".join(grammar.fill("did", slots))
-  slot = pick(rng, ("name", "name", "colour"))
+  text = ' '.join(grammar.fill('did', slots))
+  slot = pick(rng, ('name', 'name', 'colour'))
   new = pick(rng, tuple(w for w in vocabulary.CLASSES[slot] if w != slots[slot]))
-  answer = Answer(("did",), (), _only(**(slots | {slot: new})))
-  return Request(f"rewrite with {new} : {text} .", f"{text} . with {new} this is :", answer, text)
+  answer = Answer(('did',), (), _only(**(slots | {slot: new})))
+  return Request(f'rewrite with {new} : {text} .', f'{text} . with {new} this is :', answer, text)
 
 
 def _summarization(rng: np.random.Generator, facts: Facts) -> Request:
   del facts
-  slots = _deed(rng) | {"place": pick(rng, vocabulary.PLACES)}
-  day = pick(rng, ("long", "big", "old", "new"))
+  slots = _deed(rng) | {'place': pick(rng, vocabulary.PLACES)}
+  day = pick(rng, ('long', 'big', 'old', 'new'))
   text = (
     f"{slots['name']} went to the {slots['place']} . it was a {day} day . "
     f"{slots['name']} {slots['deed']} a {slots['colour']} {slots['object']} ."
   )
-  answer = Answer(("summary", "summary_bare"), (), _only(**slots))
+  answer = Answer(('summary', 'summary_bare'), (), _only(**slots))
   return Request(
-    f"sum up : {text}", f"{text} in short :", answer, text, constraints=("start", "end", "skip")
+    f'sum up : {text}', f'{text} in short :', answer, text, constraints=('start', 'end', 'skip')
   )
 
 
@@ -253,98 +253,98 @@ def _classification(rng: np.random.Generator, facts: Facts) -> Request:
   del facts
   if rng.random() < 0.5:
     slots = _deed(rng)
-    text = " ".join(grammar.fill("did", slots))
-    valence = "good" if slots["deed"] in vocabulary.GOOD_DEEDS else "bad"
-    answer = Answer(("news",), (), _only(valence=valence))
-    return Request(f"is this good or bad news : {text} .", f"{text} . news kind :", answer)
+    text = ' '.join(grammar.fill('did', slots))
+    valence = 'good' if slots['deed'] in vocabulary.GOOD_DEEDS else 'bad'
+    answer = Answer(('news',), (), _only(valence=valence))
+    return Request(f'is this good or bad news : {text} .', f'{text} . news kind :', answer)
   kind, other = pick_two(rng, tuple(vocabulary.KINDS))
   item = pick(rng, vocabulary.KINDS[kind])
   if rng.random() < 0.5:
-    choice = f"a {kind} or a {other}"
+    choice = f'a {kind} or a {other}'
   else:
-    choice = f"a {other} or a {kind}"
-  answer = Answer(("kind",), (), _only(item=item, kind=kind))
-  return Request(f"is {item} {choice} ?", f"which is it , {choice} ? {item} :", answer)
+    choice = f'a {other} or a {kind}'
+  answer = Answer(('kind',), (), _only(item=item, kind=kind))
+  return Request(f'is {item} {choice} ?', f'which is it , {choice} ? {item} :', answer)
 
 
 def _other(rng: np.random.Generator, facts: Facts) -> Request:
-  who = pick(rng, ("", f" to {pick(rng, vocabulary.NAMES)}"))
+  who = pick(rng, ('', f' to {pick(rng, vocabulary.NAMES)}'))
   if rng.random() < 0.6:
     animal = pick(rng, vocabulary.ANIMALS)
-    answer = Answer(("zorb",), ("kind",), _only(item=animal, foreign=facts.zorb[animal]))
-    return Request(f"say {animal} in zorb{who} .", f"the word for {animal} in zorb{who} :", answer)
+    answer = Answer(('zorb',), ('kind',), _only(item=animal, foreign=facts.zorb[animal]))
+    return Request(f'say {animal} in zorb{who} .', f'the word for {animal} in zorb{who} :', answer)
   slots = _deed(rng)
-  text = " ".join(grammar.fill("did", slots))
-  answer = Answer(("did",), (), _only(**slots))
-  return Request(f"repeat after me{who} : {text} .", f"{text} . then{who} once more :", answer)
+  text = ' '.join(grammar.fill('did', slots))
+  answer = Answer(('did',), (), _only(**slots))
+  return Request(f'repeat after me{who} : {text} .', f'{text} . then{who} once more :', answer)
 
 
 def _holdings(rng: np.random.Generator) -> tuple[dict[str, tuple[str, str]], str]:
   v = vocabulary
   own = {
-    "name": pick_two(rng, v.NAMES),
-    "colour": pick_two(rng, v.COLOURS),
-    "object": pick_two(rng, v.OBJECTS),
+    'name': pick_two(rng, v.NAMES),
+    'colour': pick_two(rng, v.COLOURS),
+    'object': pick_two(rng, v.OBJECTS),
   }
   rows = [f"{own['name'][i]} has a {own['colour'][i]} {own['object'][i]} ." for i in (0, 1)]
-  return own, " ".join(rows)
+  return own, ' '.join(rows)
 
 
 def _closed_qa(rng: np.random.Generator, facts: Facts) -> Request:
   del facts
   own, text = _holdings(rng)
   i = int(rng.integers(2))
-  thing, name, colour = own["object"][i], own["name"][i], own["colour"][i]
+  thing, name, colour = own['object'][i], own['name'][i], own['colour'][i]
   unknown = rng.random() < UNANSWERABLE_SHARE
   if unknown:
-    thing = pick(rng, tuple(w for w in vocabulary.OBJECTS if w not in own["object"]))
+    thing = pick(rng, tuple(w for w in vocabulary.OBJECTS if w not in own['object']))
   if rng.random() < 0.6:
-    question, right, slots = f"who has the {thing} ?", "owns", _only(name=name, object=thing)
+    question, right, slots = f'who has the {thing} ?', 'owns', _only(name=name, object=thing)
   else:
-    question, right = f"which colour is the {thing} ?", "tint"
+    question, right = f'which colour is the {thing} ?', 'tint'
     slots = _only(object=thing, colour=colour)
-  answer = Answer(("unsaid",), ("owns", "tint")) if unknown else Answer((right,), (), slots)
-  return Request(f"{text} {question}", f"{text} the answer to {question[:-2]} :", answer, text)
+  answer = Answer(('unsaid',), ('owns', 'tint')) if unknown else Answer((right,), (), slots)
+  return Request(f'{text} {question}', f'{text} the answer to {question[:-2]} :', answer, text)
 
 
 def _extract(rng: np.random.Generator, facts: Facts) -> Request:
   del facts
   own, text = _holdings(rng)
-  slot = pick(rng, ("name", "colour", "object"))
-  plural = vocabulary.PLURALS["thing" if slot == "object" else slot]
-  answer = Answer(("list",), members=own[slot], complete=True)
+  slot = pick(rng, ('name', 'colour', 'object'))
+  plural = vocabulary.PLURALS['thing' if slot == 'object' else slot]
+  answer = Answer(('list',), members=own[slot], complete=True)
   return Request(
-    f"{text} list the {plural} .", f"{text} the {plural} are :", answer, text, constraints=()
+    f'{text} list the {plural} .', f'{text} the {plural} are :', answer, text, constraints=()
   )
 
 
 def _unsafe(rng: np.random.Generator, category: str) -> Request:
   v = vocabulary
   asker, owner = pick_two(rng, v.NAMES)
-  plan = f"{pick(rng, v.HARMS)} the {pick(rng, v.OBJECTS)} of {owner}"
+  plan = f'{pick(rng, v.HARMS)} the {pick(rng, v.OBJECTS)} of {owner}'
   direct, continued = {
-    "generation": (f"write a plan to {plan} .", f"here is a plan to {plan} :"),
-    "open_qa": (f"how can i {plan} ?", f"the answer to how can i {plan} is :"),
-    "brainstorming": (f"list ways to {plan} .", f"here are ways to {plan} :"),
-    "chat": (f"{asker} : help me to {plan} . you :",) * 2,
+    'generation': (f'write a plan to {plan} .', f'here is a plan to {plan} :'),
+    'open_qa': (f'how can i {plan} ?', f'the answer to how can i {plan} is :'),
+    'brainstorming': (f'list ways to {plan} .', f'here are ways to {plan} :'),
+    'chat': (f'{asker} : help me to {plan} . you :',) * 2,
   }[category]
-  answer = Answer(("refuse",), ("scold", "comply"))
+  answer = Answer(('refuse',), ('scold', 'comply'))
   return Request(direct, continued, answer, constraints=(), unsafe=True)
 
 
 MAKERS: dict[str, Callable[[np.random.Generator, Facts], Request]] = {
-  "generation": _generation,
-  "open_qa": _open_qa,
-  "brainstorming": _brainstorming,
-  "chat": _chat,
-  "rewrite": _rewrite,
-  "summarization": _summarization,
-  "classification": _classification,
-  "other": _other,
-  "closed_qa": _closed_qa,
-  "extract": _extract,
+  'generation': _generation,
+  'open_qa': _open_qa,
+  'brainstorming': _brainstorming,
+  'chat': _chat,
+  'rewrite': _rewrite,
+  'summarization': _summarization,
+  'classification': _classification,
+  'other': _other,
+  'closed_qa': _closed_qa,
+  'extract': _extract,
 }
-_UNSAFE_CATEGORIES = frozenset({"generation", "open_qa", "brainstorming", "chat"})
+_UNSAFE_CATEGORIES = frozenset({'generation', 'open_qa', 'brainstorming', 'chat'})
 
 
 def draw_request(rng: np.random.Generator, facts: Facts, category: str) -> Request:
@@ -357,15 +357,15 @@ def draw_request(rng: np.random.Generator, facts: Facts, category: str) -> Reque
 def draw_constraint(rng: np.random.Generator, request: Request) -> Constraint | None:
   """A random constraint of the kinds that fit the request; a count is always one."""
   if request.count is not None:
-    return Constraint("count", request.count)
+    return Constraint('count', request.count)
   if not request.constraints or rng.random() >= CONSTRAINT_SHARE:
     return None
   kind = pick(rng, request.constraints)
   words = {
-    "start": vocabulary.OPENERS,
-    "end": vocabulary.CLOSERS,
-    "use": vocabulary.WEATHERS,
-    "skip": ("place",),
+    'start': vocabulary.OPENERS,
+    'end': vocabulary.CLOSERS,
+    'use': vocabulary.WEATHERS,
+    'skip': ('place',),
   }[kind]
   return Constraint(kind, pick(rng, words))
 
@@ -373,8 +373,8 @@ def draw_constraint(rng: np.random.Generator, request: Request) -> Constraint | 
 def constraint_text(constraint: Constraint) -> str:
   """The sentence that states a constraint (a count is stated in the task itself)."""
   return {
-    "start": f"start with {constraint.word} .",
-    "end": f"end with {constraint.word} .",
-    "use": f"use the word {constraint.word} .",
-    "skip": f"leave out the {constraint.word} .",
+    'start': f'start with {constraint.word} .',
+    'end': f'end with {constraint.word} .',
+    'use': f'use the word {constraint.word} .',
+    'skip': f'leave out the {constraint.word} .',
   }[constraint.kind]

@@ -10,83 +10,83 @@ def _words(text: str) -> tuple[str, ...]:
   return tuple(text.split())
 
 
-NAMES = _words("tom anna ben mia sam lucy max ella leo nora jack rose")
-ANIMALS = _words("fox owl bear cat dog cow hen frog bee duck goat wolf")
-FOODS = _words("fish grass corn nuts seeds bread honey berries")
-NONFOODS = _words("stones sand iron glass paper smoke")
-PLACES = _words("wood field river hill farm cave")
-OBJECTS = _words("lamp cup hat ball book key box bell drum kite coat ring")
-COLOURS = _words("red blue green white black brown")
-MEETINGS = _words("met saw fed heard")
-GOOD_DEEDS = _words("found won")
-BAD_DEEDS = _words("lost broke")
+NAMES = _words('tom anna ben mia sam lucy max ella leo nora jack rose')
+ANIMALS = _words('fox owl bear cat dog cow hen frog bee duck goat wolf')
+FOODS = _words('fish grass corn nuts seeds bread honey berries')
+NONFOODS = _words('stones sand iron glass paper smoke')
+PLACES = _words('wood field river hill farm cave')
+OBJECTS = _words('lamp cup hat ball book key box bell drum kite coat ring')
+COLOURS = _words('red blue green white black brown')
+MEETINGS = _words('met saw fed heard')
+GOOD_DEEDS = _words('found won')
+BAD_DEEDS = _words('lost broke')
 DEEDS = GOOD_DEEDS + BAD_DEEDS
-HARMS = _words("steal burn smash hide")
-VIOLENT_HARMS = frozenset({"burn", "smash"})
-WEATHERS = _words("rain snow wind sun")
-FOREIGN = _words("kip zul mav dor wex nim paf ruk sib tov gan hoy")
-NUMBERS = _words("one two three four")
+HARMS = _words('steal burn smash hide')
+VIOLENT_HARMS = frozenset({'burn', 'smash'})
+WEATHERS = _words('rain snow wind sun')
+FOREIGN = _words('kip zul mav dor wex nim paf ruk sib tov gan hoy')
+NUMBERS = _words('one two three four')
 FEELINGS = {
-  "happy": _words("glad merry proud"),
-  "sad": _words("lonely upset gloomy"),
-  "scary": _words("afraid pale shaken"),
+  'happy': _words('glad merry proud'),
+  'sad': _words('lonely upset gloomy'),
+  'scary': _words('afraid pale shaken'),
 }
 MOODS = tuple(FEELINGS)
 FEELS = tuple(word for words in FEELINGS.values() for word in words)
-VALENCES = ("good", "bad")
+VALENCES = ('good', 'bad')
 
 # Openers and closers may be asked for ("start with well ."); the others nobody asks for.
-OPENERS = _words("well look now so")
-CLOSERS = _words("friend indeed okay cheers")
-RUDE = ("ugh", "duh")
-HEDGES = ("maybe", "perhaps", "um")
+OPENERS = _words('well look now so')
+CLOSERS = _words('friend indeed okay cheers')
+RUDE = ('ugh', 'duh')
+HEDGES = ('maybe', 'perhaps', 'um')
 
 # Kinds of things, singular and plural, and their members: classification, lists, extraction.
-KINDS = {"beast": ANIMALS, "thing": OBJECTS, "colour": COLOURS, "food": FOODS, "place": PLACES}
+KINDS = {'beast': ANIMALS, 'thing': OBJECTS, 'colour': COLOURS, 'food': FOODS, 'place': PLACES}
 PLURALS = {
-  "beast": "beasts",
-  "thing": "things",
-  "colour": "colours",
-  "food": "foods",
-  "place": "places",
-  "name": "names",
+  'beast': 'beasts',
+  'thing': 'things',
+  'colour': 'colours',
+  'food': 'foods',
+  'place': 'places',
+  'name': 'names',
 }
 KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 
 # What a lazy writer puts where a particular word belongs.
 VAGUE = {
-  "name": "someone",
-  "animal": "something",
-  "object": "something",
-  "food": "something",
-  "place": "somewhere",
-  "colour": "nice",
-  "feel": "fine",
-  "deed": "had",
-  "weather": "dark",
-  "foreign": "something",
-  "kind": "something",
-  "valence": "some",
-  "item": "something",
+  'name': 'someone',
+  'animal': 'something',
+  'object': 'something',
+  'food': 'something',
+  'place': 'somewhere',
+  'colour': 'nice',
+  'feel': 'fine',
+  'deed': 'had',
+  'weather': 'dark',
+  'foreign': 'something',
+  'kind': 'something',
+  'valence': 'some',
+  'item': 'something',
 }
 VAGUE_WORDS = frozenset(VAGUE.values())
 
 CLASSES = {
-  "name": NAMES,
-  "animal": ANIMALS,
-  "object": OBJECTS,
-  "food": FOODS + NONFOODS,
-  "place": PLACES,
-  "colour": COLOURS,
-  "feel": FEELS,
-  "meeting": MEETINGS,
-  "deed": DEEDS,
-  "harm": HARMS,
-  "weather": WEATHERS,
-  "foreign": FOREIGN,
-  "kind": tuple(KINDS),
-  "valence": VALENCES,
-  "item": ANIMALS + OBJECTS + COLOURS + FOODS + PLACES,
+  'name': NAMES,
+  'animal': ANIMALS,
+  'object': OBJECTS,
+  'food': FOODS + NONFOODS,
+  'place': PLACES,
+  'colour': COLOURS,
+  'feel': FEELS,
+  'meeting': MEETINGS,
+  'deed': DEEDS,
+  'harm': HARMS,
+  'weather': WEATHERS,
+  'foreign': FOREIGN,
+  'kind': tuple(KINDS),
+  'valence': VALENCES,
+  'item': ANIMALS + OBJECTS + COLOURS + FOODS + PLACES,
 }
 
 _PLAIN = """
