@@ -132,10 +132,9 @@ def language(
   # Documents or demonstrations in a batch; and tokens in a packed row.
   c.batch_size = batch_size
   c.row_length = row_length
-  # Length of the stage: exactly one of train_steps, _epochs, _examples (of examples) is set.
+  # Length of the stage in passes over its examples; train_steps, where given, stands before it.
   c.train_epochs = 1.0
   c.train_steps = placeholder(int)
-  c.train_examples = placeholder(int)
   # 'token': mean over tokens; 'response': mean over demonstrations of their per-token mean.
   c.unit = 'token'
   # Weight of prompt tokens in the loss of demonstrations; the paper does not say, 0 = none.
@@ -187,7 +186,6 @@ def reward_model(*, init: str, rankings: str, batch_size: int, row_length: int, 
   c.row_length = row_length
   c.train_epochs = 1.0
   c.train_steps = placeholder(int)
-  c.train_examples = placeholder(int)
   # 'normal': N(0, 1/(D+1)); 'zero'.
   c.head_init = 'normal'
   # 'kept': mean over the pairs of a prompt that are not ties; 'all': divisor C(K,2); 'pair': mean

@@ -137,7 +137,6 @@ def _add_plain(c: ConfigDict) -> None:
     'pretrain', init='rl_init',
     batch_size=round(c.ppo.batch_size * c.ppo.ptx_ratio / c.ppo.minibatches),
     row_length=c.ppo.ptx_row_length, peak=c.ppo.policy_optimizer.schedule.peak)
-  control.train_epochs = common.placeholder(float)
   control.train_steps = c.ppo.train_steps * c.ppo.minibatches
   control.optimizer.schedule.shape = 'constant'
   _also(c, 'evaluate_plain', {'ppo_plain': plain, 'ptx_control': control})

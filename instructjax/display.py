@@ -105,6 +105,11 @@ class Progress:
     """Tokens over the time since the start of this process's part of the stage."""
     return self._tokens / max(self._clock() - self._began, 1e-9)
 
+  @property
+  def console(self) -> Console:
+    """Where tables go while the bar is shown."""
+    return self._console
+
   def print(self, text: Any) -> None:
     """Prints a line or a table above the bar."""
     if self._active:

@@ -110,10 +110,7 @@ def run_stage(ctx: Context, name: str) -> dict:
   hooks.write_json_atomic(directory / 'environment.json', hooks.environment())
   began, before = time.monotonic(), len(ctx.rejected.rows)
   summary, rows = KINDS[c.kind](ctx, name, c)
-  rejected = ctx.rejected.rows[before:]
-  if rejected:
-    ctx.rejected.write(ctx.workdir / 'rejected.jsonl')
-    print(f'{name}: set aside {len(rejected)} rows (rejected.jsonl): {ctx.rejected.counts()}')
+  _report_rejected(ctx, name, before)
   summary = {
     **summary, 'seconds': time.monotonic() - began,
     'peak_memory_bytes': hooks.peak_memory_bytes()}
@@ -121,6 +118,14 @@ def run_stage(ctx: Context, name: str) -> dict:
   shown = {k: v for k, v in summary.items() if isinstance(v, (int, float, str))}
   stage_table(name, shown)
   return summary
+
+
+def _report_rejected(ctx: Context, where: str, before: int) -> None:
+  """Writes and counts the rows set aside since there were `before` of them."""
+  new = len(ctx.rejected.rows) - before
+  if new:
+    ctx.rejected.write(ctx.workdir / 'rejected.jsonl')
+    print(f'{where}: set aside {new} rows (rejected.jsonl); in all {ctx.rejected.counts()}')
 
 
 def run(config, workdir: str | pathlib.Path) -> Context:
@@ -134,6 +139,7 @@ def run(config, workdir: str | pathlib.Path) -> Context:
   check(config, workdir)
   _claim(config, workdir)
   ctx = make_context(config, workdir)
+  _report_rejected(ctx, 'data', 0)
   with ctx.stopper:
     for name in config.stages:
       run_stage(ctx, name)

@@ -152,7 +152,6 @@ def test_ppo_refuses(world, tmp_path, nothing_compiled, fields, message):
   ('sft', {'sft__microbatches': 3}, 'batch_size 16 must be a multiple of microbatches 3'),
   ('sft', {'sft__unit': 'sequence'}, "unit 'sequence'"),
   ('sft', {'sft__examples': 'text'}, "examples 'text'"),
-  ('sft', {'sft__train_steps': 5}, 'exactly one of train_steps, train_epochs'),
   ('sft', {'limits__prompt_tokens': 2}, 'no items to draw batches from'),
   ('sft', {'models__policy__width': 24}, 'checkpoint of another architecture'),
   ('sft', {'sft__optimizer__schedule__shape': 'sqrt'}, "schedule shape 'sqrt'"),

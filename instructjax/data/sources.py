@@ -40,12 +40,17 @@ class Rejected:
 
   def __init__(self):
     self.rows: list[RejectedRow] = []
+    self._seen: set[RejectedRow] = set()
     # Legal but worth telling, such as rankings without any preference.
     self.notes: collections.Counter[str] = collections.Counter()
 
   def add(self, file: Path, line: int, reason: str, detail: str = '') -> None:
     """Sets one row aside. `reason` is a short constant text; particulars go into `detail`."""
-    self.rows.append(RejectedRow(str(file), line, reason, detail))
+    row = RejectedRow(str(file), line, reason, detail)
+    # Stages read the same rows again; a row is set aside once.
+    if row not in self._seen:
+      self._seen.add(row)
+      self.rows.append(row)
 
   def counts(self) -> dict[str, int]:
     """Rows set aside for each reason, most frequent first."""

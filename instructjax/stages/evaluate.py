@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instructjax.display import print_table, sample_table
 from instructjax.evaluators import bootstrap, statistics
 from instructjax.evaluators.likelihood import DocumentLosses
 from instructjax.evaluators.policy import SampledResponses, from_texts
@@ -189,6 +190,20 @@ def _people(ev: Evaluation, baseline: Measured) -> list[dict]:
   return rows
 
 
+def _show(name: str, rows: list[dict], samples: list[dict]) -> None:
+  """Win rates and a few answers, on the terminal."""
+  percent = lambda x: f'{100 * x:.1f} %'  # noqa: E731
+  print_table(
+    f'{name}: win rates, ties half', ('model', 'against', 'judge', 'win rate', '95 % interval'),
+    [(r['model'], r['baseline'], r['judge'], percent(r['value']),
+      f'{percent(r["low"])} to {percent(r["high"])}')
+     for r in rows if r['metric'] == 'win_rate'])
+  answers = {}
+  for sample in samples:
+    answers.setdefault(sample['prompt'], {})[sample['model']] = sample['response']
+  sample_table([{'prompt': p, **a} for p, a in list(answers.items())[:5]])
+
+
 def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   """Evaluates every model of the config against the baseline; see the report for the rows."""
   ev = Evaluation(ctx, name, c)
@@ -213,9 +228,11 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
       rows += feedback.judge_reward_model(ctx, ev, c)
   for stage in c.traces:
     write_json_atomic(ctx.directory(stage) / 'trace.json', ev.trace(stage))
+  samples = _samples(ev, measured, c.shown_samples)
   with open(ctx.directory(name) / 'samples.jsonl', 'w', encoding='utf-8') as file:
-    for sample in _samples(ev, measured, c.shown_samples):
+    for sample in samples:
       file.write(json.dumps(sample, ensure_ascii=False) + '\n')
+  _show(name, rows, samples)
   wins = {r['model']: r['value'] for r in rows if r['metric'] == 'win_rate'
           and r['baseline'] == c.baseline and r['judge'] == (
             'gold' if ctx.corpus.has_gold else 'reward_model')}

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 
-from instructjax import config as config_lib
 from instructjax import sharding
 from instructjax.algorithms import language_model
 from instructjax.data import items
@@ -78,7 +77,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   """
   model = ctx.model('policy', dropout=c.dropout)
   found, order, examples = _mixture(ctx, name, c)
-  steps = config_lib.duration(c, 'train', batch_size=c.batch_size, examples=examples)
+  steps = training.stage_steps(c, examples)
   loader = make_loader(
     ctx, found, order, batch_size=c.batch_size, microbatches=c.microbatches,
     row_length=c.row_length)
@@ -102,7 +101,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     build=lambda step: ({'examples': loader.batch(step)}, None), steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=every,
     shown=('language/loss', 'grad_norm/policy', 'learning_rate/policy'),
-    stop=lambda computed: None, validate_start=False))
+    stop=lambda computed: None, validate_start=False, samples=list))
   return _results(ctx, name, c, loader, steps, every, last)
 
 

@@ -9,6 +9,7 @@ from instructjax import sharding, train_state
 from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import items
 from instructjax.data.pipeline import PromptLoader, Shuffled
+from instructjax.evaluators.policy import SampledResponses
 from instructjax.generation import Sampling
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
@@ -80,12 +81,15 @@ class _Validation:
     text = ctx.config[c.text_stage]
     self._text = language.held_out(ctx, text, 'pretrain', 'valid', text.valid_examples)
     self._key = ctx.key(f'{name} validation')
+    self.shown = []
 
   def __call__(self, step: int, state) -> dict:
     ctx, prompts = self._ctx, self._prompts
     weights = state.params if self._c.release == 'raw' else state.ema
     policy = weights['policy']
     responses = self._evaluator.sample(policy, prompts.tokens, self._key, samples=1)
+    few = sampling.texts(ctx, SampledResponses(*(x[:3] for x in responses)))
+    self.shown = [{'prompt': p.prompt, 'response': r[0]} for p, r in zip(prompts.prompts, few)]
     values = {
       'kl': float(self._evaluator.kl(
         policy, self._frozen['ref'], prompts.tokens, responses).mean()),
@@ -149,6 +153,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
       rows = [rollout.PromptRow(p.prompt, p) for p in chosen]
     return streams, rows
 
+  validation = _Validation(ctx, name, c, frozen)
   every = c.valid_steps if c.valid_steps else c.train_steps
   keep = sorted({*range(every, c.train_steps + 1, every), c.train_steps})
   state, _, last = training.run(ctx, training.Stage(
@@ -156,11 +161,11 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     optimizers={'policy': c.policy_optimizer, 'value': c.value_optimizer}, build=build,
     steps=c.train_steps, extras={'kl_coef': c.kl_coef},
     averaging=Averaging(c.ema_decay, c.ema_unit), ema_roles=('policy',),
-    validate=_Validation(ctx, name, c, frozen), keep=keep,
+    validate=validation, keep=keep,
     shown=('rollout/score', 'rollout/kl', 'rollout/length', 'ptx/loss'),
     stop=lambda m: (f'KL {m["rollout/kl"]:.2f} passed stop_kl {c.stop_kl}'
                     if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None),
-    validate_start=True))
+    validate_start=True, samples=lambda: validation.shown))
   del state
   return _results(ctx, name, c, last)
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from instructjax import config as config_lib
 from instructjax import sharding
 from instructjax.algorithms.reward_model import make_reward_model
 from instructjax.checkpoint import Checkpoints
@@ -71,7 +70,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   valid_items, valid_rows = _make_items(ctx, c, 'valid')
   valid_items, valid_rows = valid_items[:c.valid_examples], valid_rows[:c.valid_examples]
   responses = max(len(i.group.branches) for i in [*found, *valid_items])
-  steps = config_lib.duration(c, 'train', batch_size=c.batch_size, examples=len(found))
+  steps = training.stage_steps(c, len(found))
   loader = _loader(ctx, c, found, Shuffled(len(found), ctx.seed(name)), batch_size=c.batch_size,
                    microbatches=c.microbatches, responses=responses)
   evaluator = RankingEvaluator(ctx.mesh, ctx.model('reward'), _loader(
@@ -88,7 +87,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     build=lambda step: ({'rankings': loader.batch(step)}, None), steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=(),
     shown=('ranking/loss', 'ranking/accuracy', 'grad_norm/reward', 'learning_rate/reward'),
-    stop=lambda computed: None, validate_start=False))
+    stop=lambda computed: None, validate_start=False, samples=list))
   trained = state.params['reward']
   bias = -float(demonstration_scores(ctx, trained, c.bias_demonstrations).mean(dtype=np.float64))
   trained = heads.shift_bias(trained, np.float32(bias))

@@ -26,11 +26,11 @@ def prompt_set(ctx: Context, purpose: str, count: int | None = None) -> PromptSe
   """The first `count` prompts of a purpose that are within the limit."""
   limits = ctx.limits('policy', ctx.model('policy').context)
   tokens, kept = items.prompt_tokens(
-    ctx.tokenizer, ctx.corpus.prompts(purpose)[:count], limits, ctx.rejected)
+    ctx.tokenizer, ctx.corpus.prompts(purpose), limits, ctx.rejected)
   if not tokens:
     raise ValueError(f'no prompt for {purpose!r} is within limits.prompt_tokens '
                      f'{ctx.config.limits.prompt_tokens}')
-  return PromptSet(kept, tokens)
+  return PromptSet(kept, tokens).first(len(kept) if count is None else count)
 
 
 def make_evaluator(ctx: Context, batch_size: int) -> PolicyEvaluator:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from instructjax import config as config_lib
 from instructjax import loop, optimizer, sharding, train_state
 from instructjax.algorithm import Algorithm
 from instructjax.checkpoint import Checkpoints
 from instructjax.data.pipeline import prefetch
-from instructjax.display import Progress
+from instructjax.display import Progress, sample_table
 from instructjax.hooks import MetricsWriter
 from instructjax.losses.policy import explained_variance
 from instructjax.metrics import Mean, compute_metrics, merge_metrics
@@ -21,6 +22,14 @@ from instructjax.train_state import TrainState
 
 # Items of a checkpoint. 'params' alone is what a later stage starts from.
 ITEMS = ('step', 'params', 'opt_state', 'ema', 'extras', 'bad_step')
+
+
+def stage_steps(c, examples: int) -> int:
+  """Outer steps of a stage: `train_steps` where given, else `train_epochs` passes, rounded up."""
+  if c.train_steps is not None:
+    return c.train_steps
+  epochs = {'train_epochs': c.train_epochs}
+  return config_lib.duration(epochs, 'train', batch_size=c.batch_size, examples=examples)
 
 
 class Stopped(Exception):
@@ -75,11 +84,12 @@ class Stage(NamedTuple):
     steps: outer steps.
     extras: initial adaptive coefficients.
     averaging: of the roles in `ema_roles`.
-    validate: (step, state) -> dict of validation numbers, or None.
+    validate: (step, state) -> dict of validation numbers.
     keep: steps whose checkpoints are kept for ever.
     shown: metric names in the progress bar.
     stop: (computed metrics) -> reason to stop early, or None.
     validate_start: validate the initial parameters as step 0 too.
+    samples: () -> rows of a sample table, from the last validation; [] shows none.
   """
 
   name: str
@@ -98,6 +108,7 @@ class Stage(NamedTuple):
   shown: tuple[str, ...]
   stop: Callable
   validate_start: bool
+  samples: Callable
 
 
 def derived(computed: dict[str, float]) -> dict[str, float]:
@@ -213,9 +224,10 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
         del metrics
         due = c.valid_steps and step % c.valid_steps == 0
         if due or step == stage.steps or step in keep or log.reason is not None:
-          values = stage.validate(step, state)
-          if values:
-            writer.write(step, 'valid', values)
+          writer.write(step, 'valid', stage.validate(step, state))
+          if rows := stage.samples():
+            sample_table(
+              rows, title=f'{stage.name} after step {step}', console=progress.console)
 
       def save(step, state, metrics):
         del metrics
