@@ -204,7 +204,8 @@ def test_demonstrations_are_of_mixed_care(world, records):
   rows = world.demonstrations(len(records))
   gold = np.array([judge(r, row['response'], True).likert for r, row in zip(records, rows)])
   assert 5.8 < gold.mean() < 6.2
-  assert 0.45 < np.mean(gold == 7.0) < 0.58
+  # Constraints are missed more often than met, so fewer than half are perfect.
+  assert 0.40 < np.mean(gold == 7.0) < 0.50
   rng = np.random.default_rng(4)
   careful = [judge(r, world.write(r, rng, 0.0), True).likert for r in records[:500]]
   assert min(careful) == 7.0
