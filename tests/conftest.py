@@ -6,11 +6,15 @@ from pathlib import Path
 
 DEVICES = 8
 FLAG = '--xla_force_host_platform_device_count'
+# Eight simulated devices wait for each other on two cores: on a busy machine longer than XLA's
+# 40 seconds, after which it would abort the process.
+PATIENCE = ('--xla_cpu_collective_call_terminate_timeout_seconds=900 '
+            '--xla_cpu_collective_timeout_seconds=900')
 
 if 'jax' in sys.modules:
   raise RuntimeError('jax was imported before tests/conftest.py could ask for eight devices')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAG}={DEVICES}'.strip()
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {PATIENCE} {FLAG}={DEVICES}'.strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
