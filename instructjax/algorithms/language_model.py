@@ -1,6 +1,5 @@
 """Next-token prediction: pretraining, supervised fine-tuning, and the ptx term (floor 5)."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -83,15 +82,3 @@ def with_ptx(algorithm: Algorithm, model: ModelConfig, *, ptx_coef: float, unit:
   extra = language_pass(
     model, name='ptx', stream='pretrain', unit=unit, z_loss=0.0, dropout=False)
   return with_pass(algorithm, extra, {'ptx': ptx_coef})
-
-
-def language_sums(
-  model: ModelConfig, params: dict, batch: LanguageBatch
-) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """(summed loss, summed weight) of a batch [m, ...] under a policy, without dropout."""
-  def body(carry, microbatch):
-    scores = scoring.token_scores(model, params, microbatch.rows, microbatch.select)
-    total = language.cross_entropy_total(scores.logprobs, microbatch.weight)
-    return (carry[0] + total, carry[1] + microbatch.weight.sum()), None
-
-  return jax.lax.scan(body, (jnp.float32(0), jnp.float32(0)), batch)[0]

@@ -143,12 +143,12 @@ def shape_episodes(settings: PPOSettings, kl_coef, experience: Experience) -> Sh
 def _ppo_pass(
   settings: PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig
 ) -> Pass:
-  def kl_term(params, frozen, e: Experience, logprobs):
-    if settings.kl_loss == 'exact':
-      slots = scoring.exact_kl(
-        policy, params['policy'], ref, frozen['ref'], e.rows, e.gather.select)
-      return scoring.to_responses(slots, e.gather)
-    return {'k2': kl.k2, 'k3': kl.k3}[settings.kl_loss](logprobs, e.ref_logprobs)
+  def kl_total(params, frozen, e: Experience, logprobs, mask):
+    if settings.kl_loss != 'exact':
+      return kl.kl_loss_total(logprobs, e.ref_logprobs, mask, estimator=settings.kl_loss)
+    slots = scoring.exact_kl(
+      policy, params['policy'], ref, frozen['ref'], e.rows, e.gather.select)
+    return arrays.masked_sum(scoring.to_responses(slots, e.gather), mask)
 
   def totals(params, frozen, extras, batch: Shaped, key):
     del extras, key
@@ -167,7 +167,7 @@ def _ppo_pass(
     if settings.entropy_coef:
       terms['entropy'] = -policy_losses.entropy_total(entropy, mask)
     if settings.kl_loss != 'none':
-      terms['kl'] = arrays.masked_sum(kl_term(params, frozen, e, logprobs), mask)
+      terms['kl'] = kl_total(params, frozen, e, logprobs, mask)
     log_ratio = jnp.where(mask, jnp.abs(logprobs - e.old_logprobs), 0)
     metrics = {
       **policy_losses.surrogate_metrics(

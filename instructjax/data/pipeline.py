@@ -5,6 +5,7 @@ of at most two static shapes, and returns numpy records. Nothing is kept between
 run asks for step s and gets what the first run got. Sizes count documents or prompts.
 """
 
+import abc
 import dataclasses
 import queue
 import threading
@@ -170,7 +171,7 @@ def deal(costs: Float[np.ndarray, 'B'], microbatches: int, size: int) -> Int[np.
   return rounds.T
 
 
-class PackedLoader(Generic[Item, Batch]):
+class PackedLoader(abc.ABC, Generic[Item, Batch]):
   """The common part of `LanguageLoader` and `RankingLoader`.
 
   Args:
@@ -263,8 +264,9 @@ class PackedLoader(Generic[Item, Batch]):
     group = Group(item.group.trunk, item.group.branches, place)
     return dataclasses.replace(item, group=group)
 
+  @abc.abstractmethod
   def _build(self, items: list[Item | None], rows: int) -> Batch:
-    raise NotImplementedError
+    """The record of one microbatch in `rows` rows; None is an empty place."""
 
 
 class LanguageLoader(PackedLoader[LanguageItem, types.LanguageBatch]):
