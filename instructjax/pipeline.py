@@ -3,6 +3,8 @@
 import pathlib
 import time
 
+import jax
+
 from instructjax import config as config_lib
 from instructjax import hooks
 from instructjax.display import stage_table
@@ -143,4 +145,7 @@ def run(config, workdir: str | pathlib.Path) -> Context:
   with ctx.stopper:
     for name in config.stages:
       run_stage(ctx, name)
+      # Nothing runs a finished stage's programs again. Each holds memory mappings, and a process
+      # that keeps those of a long recipe comes to the limit of its system.
+      jax.clear_caches()
   return ctx

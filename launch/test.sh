@@ -13,5 +13,7 @@ cd "$ROOT"
 workers="${INSTRUCTJAX_TEST_WORKERS:-$("$VENV/bin/python" -c '
 import os
 print(min(os.cpu_count() or 1, 4))')}"
-# By file: tests of a file share what was compiled.
-exec "$VENV/bin/python" -m pytest -n "$workers" --dist loadfile -m "not slow" "$@"
+# By file: tests of a file share what was compiled. A worker that dies ends the run and names its
+# test; a replaced one can leave pytest-xdist 3.8 waiting for ever.
+exec "$VENV/bin/python" -m pytest -n "$workers" --dist loadfile --max-worker-restart 0 \
+  -m "not slow" "$@"

@@ -1,5 +1,6 @@
 """Eight host CPU devices, exact matmuls, JAX's deprecations as errors: the same for every test."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,18 @@ def pytest_configure(config):
       f'the tests need {DEVICES} CPU devices, jax has {found} on {jax.default_backend()}: '
       f'remove {FLAG} from XLA_FLAGS and run again'
     )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Programs are dropped with the file that compiled them.
+
+  Each keeps some memory mappings, of which Linux grants a process 65,530: a worker that keeps the
+  programs of every file can come to that limit, and then dies without a word.
+  """
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 @pytest.fixture

@@ -2,13 +2,19 @@
 
 import collections
 import dataclasses
+import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
 
+from configs import quickstart
 from instructjax.data.miniature import labelers, tasks, text, vocabulary
 from instructjax.data.miniature.judge import best_response, judge, perfect_response
-from instructjax.data.miniature.world import DEFAULT_SIZES, SPLITS, World
+from instructjax.data.miniature.world import DEFAULT_SIZES, SPLITS, World, WorldSizes
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'worlds.json'
 
 
 @pytest.fixture(scope='module')
@@ -278,3 +284,17 @@ def test_exam_papers_hold_no_valid_or_test_prompt(world):
 def test_too_small_a_world_is_refused():
   with pytest.raises(ValueError, match=r'world\.labelers'):
     World(0, dataclasses.replace(DEFAULT_SIZES, labelers=1))
+
+
+def test_the_quickstarts_worlds_are_frozen():
+  """Numbers of seeds are comparable only while they were measured in the same worlds.
+
+  `UPDATE_GOLDEN=1` rewrites golden/worlds.json; what the README reports must then be run anew.
+  """
+  sizes = quickstart.data()
+  found = {str(seed): World(seed, WorldSizes(
+    sizes.users, sizes.labelers, sizes.labeler_agreement, sizes.calibration_prompts,
+  )).fingerprint() for seed in (1, 2, 3)}
+  if os.environ.get('UPDATE_GOLDEN'):
+    GOLDEN.write_text(json.dumps(found, indent=2) + '\n', encoding='utf-8')
+  assert found == json.loads(GOLDEN.read_text(encoding='utf-8'))
