@@ -13,7 +13,7 @@ from configs import common
 from instructjax.config import parse_arg
 
 # Peak policy learning rate of plain PPO, matched in strength to PPO-ptx (see `_add_plain`).
-PLAIN_PEAK = 3e-4
+PLAIN_PEAK = 5e-4
 
 
 def data() -> ConfigDict:
@@ -151,6 +151,8 @@ def _add_sweep(c: ConfigDict) -> None:
       arm.ptx_coef, arm.kl_coef = coef, c.ppo.kl_coef * kl
       arms[f'ppo_sweep_ptx{coef:g}_kl{arm.kl_coef:g}'.replace('.', '_')] = arm
   _also(c, 'evaluate_sweep', arms)
+  # Where each arm ends is enough here.
+  c.evaluate_sweep.traces = ()
 
 
 def _shrink(c: ConfigDict) -> None:

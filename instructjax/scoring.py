@@ -17,8 +17,12 @@ from instructjax.models import heads, transformer
 from instructjax.models.transformer import ModelConfig
 from instructjax.types import Gather, Prompts, Rows, Samples
 
-# Above this many logits the head runs in chunks that the backward pass recomputes.
-MAX_LOGITS = 2**24
+# Above this many logits the head runs in chunks that the backward pass recomputes, which costs a
+# quarter of the head's work; up to it the logits are kept (a quarter of a GiB, and as much again
+# for their gradient).
+FULL_LOGITS = 2**26
+# Logits in a chunk.
+CHUNK_LOGITS = 2**24
 
 
 class TokenScores(NamedTuple):
@@ -55,11 +59,11 @@ def _score_chunk(config: ModelConfig, params: dict, hidden, targets) -> TokenSco
 
 
 def _chunked(f, hidden, targets, vocab: int):
-  """f over slot chunks small enough that no chunk holds more than MAX_LOGITS logits."""
+  """f over all slots at once, or over chunks of them where that is more than FULL_LOGITS logits."""
   n, m = targets.shape
-  if n * m * vocab <= MAX_LOGITS:
+  if n * m * vocab <= FULL_LOGITS:
     return f(hidden, targets)
-  chunk = max(1, MAX_LOGITS // (n * vocab))
+  chunk = max(1, CHUNK_LOGITS // (n * vocab))
   chunks = -(-m // chunk)
   pad = chunks * chunk - m
   hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))

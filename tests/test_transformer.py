@@ -237,7 +237,8 @@ def test_a_chunked_head_is_the_whole_head(policy, monkeypatch):
 
   whole = jax.jit(jax.value_and_grad(run, has_aux=True))(policy)
   # 8 rows of 16 logits: three slots at a time, and the 11 slots are no multiple of it.
-  monkeypatch.setattr(scoring, 'MAX_LOGITS', 8 * 16 * 3)
+  monkeypatch.setattr(scoring, 'FULL_LOGITS', 8 * 16 * 3)
+  monkeypatch.setattr(scoring, 'CHUNK_LOGITS', 8 * 16 * 3)
   chunked = jax.jit(jax.value_and_grad(lambda p: run(p), has_aux=True))(policy)
   jax.tree.map(assert_close, chunked, whole)
 

@@ -96,7 +96,11 @@ class Evaluation:
           n=len(losses.total))]
 
   def trace(self, stage: str) -> list[dict]:
-    """(KL, tax) at every kept checkpoint of a ppo stage, on the test prompts and documents."""
+    """(KL, tax) at every kept checkpoint of a ppo stage, on the test prompts and documents.
+
+    Of the raw weights: an average starts at the reference and comes after them, so that its path
+    says less about how far the training went.
+    """
     # Every arm starts at the reference: no distance, no tax.
     found = [{'step': 0, 'kl': 0.0, 'tax': 0.0, 'tax_error': 0.0}]
     summary = self.ctx.summary(stage)
@@ -104,7 +108,7 @@ class Evaluation:
       if not validation['step']:
         continue
       path = str(self.ctx.workdir / stage / 'checkpoints' / str(validation['step']))
-      params = self.ctx.load(path, 'policy', weights=summary['weights'])
+      params = self.ctx.load(path, 'policy', weights='params')
       mine = self.sample(params, 'trace')
       kl = self.evaluator.kl(params, self.ref, self.prompts.tokens, mine.responses)
       tax, error = paired_tax(self.text.run(params), self.ref_text)
