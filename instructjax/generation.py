@@ -1,15 +1,19 @@
-"""Sampling: one prefill for K responses, then a decode loop, in one jit (floor 3).
+"""Sampling: prefill, cache and decode loop in one jit; slots are refilled from a queue (floor 3).
 
-Letters: n prompts, K samples of a prompt, P prompt, R response, S = P + R cache, L layers, H heads,
-C head width, V vocabulary.
+Letters: n prompts, K samples of a prompt, B slots, W prompts of a prefill, P prompt, R response,
+S = P + R cache, L layers, H heads, C head width, V vocabulary.
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from instructjax import sharding
 from instructjax.models import attention, transformer
 from instructjax.models.transformer import ModelConfig
 from instructjax.types import Prompts, Rows, Samples
@@ -65,6 +69,11 @@ def _filtered(logits: Float[Array, 'n V'], sampling: Sampling) -> Float[Array, '
   return logits
 
 
+# Probabilities are summed in blocks of this many tokens: a draw walks over the sums of the blocks
+# and then over one block, instead of over the whole vocabulary.
+_BLOCK = 128
+
+
 def draw(
   logits: Float[Array, 'n V'], keys: Array, sampling: Sampling
 ) -> tuple[Int[Array, 'n'], Float[Array, 'n']]:
@@ -75,18 +84,37 @@ def draw(
   """
   if sampling.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
-    logprobs = jax.nn.log_softmax(logits)
-  else:
-    logprobs = jax.nn.log_softmax(_filtered(logits, sampling))
-    cumulative = jnp.cumsum(jnp.exp(logprobs), axis=-1)
-    uniform = jax.vmap(lambda k: jax.random.uniform(k, ()))(keys)
-    token = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
-  chosen = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
-  return token.astype(jnp.int32), chosen
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+  logits = _filtered(logits, sampling)
+  n, vocab = logits.shape
+  top = logits.max(-1, keepdims=True)
+  padded = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, -vocab % _BLOCK)))
+  blocks = padded.reshape(n, -1, _BLOCK)
+  reached = jnp.cumsum(blocks.sum(-1), axis=-1)
+  target = jax.vmap(lambda k: jax.random.uniform(k, ()))(keys)[:, None] * reached[:, -1:]
+  block = _first_above(reached, target)
+  before = jnp.where(
+    block > 0, jnp.take_along_axis(reached, jnp.maximum(block - 1, 0), axis=-1), 0.0)
+  one = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
+  token = (block * _BLOCK + _first_above(jnp.cumsum(one, axis=-1), target - before))[:, 0]
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+  return token.astype(jnp.int32), chosen - top[:, 0] - jnp.log(reached[:, -1])
 
 
-def _prefill(config, params, prompts: Prompts, samples: int, max_tokens: int):
-  """Last hidden state [n*K, D] and the caches, [L] of ([n*K, S, H, C], [n*K, S, H, C])."""
+def _first_above(
+  cumulative: Float[Array, 'n V'], target: Float[Array, 'n 1']
+) -> Int[Array, 'n 1']:
+  """The first index whose sum exceeds `target`, or else the first that reaches the whole sum.
+
+  So rounding never leads to an entry that adds nothing.
+  """
+  passed = (cumulative <= target) & (cumulative < cumulative[:, -1:])
+  return passed.sum(-1, keepdims=True)
+
+
+def _prefill(config: ModelConfig, params: dict, prompts: Prompts):
+  """Last hidden states [n, D] and the caches, a pair of [L, n, P, H, C]."""
   p = prompts.tokens.shape[1]
   valid = jnp.arange(p)[None] < prompts.length[:, None]
   group = jnp.where(valid, 1, 0)
@@ -96,124 +124,301 @@ def _prefill(config, params, prompts: Prompts, samples: int, max_tokens: int):
 
   def layer(x, block):
     x, kv = transformer.run_block(
-      config, block, x, lambda q, k, v: (attention.attend(q, k, v, mask), (k, v)))
+      config, block, x, lambda q, k, v: (attention.attend_causal(q, k, v, mask), (k, v)))
     return x, kv
 
-  x, (keys, values) = jax.lax.scan(
+  x, caches = jax.lax.scan(
     layer, transformer.embed(config, params, prompts.tokens, position), params['blocks'])
   x = transformer.final_norm(config, params, x)
   last = jnp.take_along_axis(x, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
-  grow = lambda c: jnp.pad(  # noqa: E731
-    jnp.repeat(c, samples, axis=1), ((0, 0), (0, 0), (0, max_tokens), (0, 0), (0, 0)))
-  return jnp.repeat(last, samples, axis=0), (grow(keys), grow(values))
+  return last, caches
 
 
-def _decode_block(config, block, x, cache, slot, mask):
+def _decode_block(config, block, x, cache, column, mask):
   """One layer for one new token a row; returns the layer's output and its updated cache."""
   def attend(q, k, v):
-    keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
-    values = jax.lax.dynamic_update_slice_in_dim(cache[1], v, slot, axis=1)
-    return attention.attend(q, keys, values, mask), (keys, values)
+    keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k, column, axis=1)
+    values = jax.lax.dynamic_update_slice_in_dim(cache[1], v, column, axis=1)
+    return attention.attend_one(q, keys, values, mask), (keys, values)
 
   return transformer.run_block(config, block, x, attend)
 
 
-def _unrolled(config: ModelConfig, params: dict):
-  """(split caches, decode all layers) with one cache array a layer."""
-  pick = lambda tree, i: jax.tree.map(lambda a: a[i], tree)  # noqa: E731
-  blocks = [pick(params['blocks'], i) for i in range(config.layers)]
+class _Unrolled:
+  """The decode step layer by layer, each with a cache of its own: pairs of [B, S, H, C]."""
 
-  def decode(x, caches, slot, mask):
+  def __init__(self, config: ModelConfig, params: dict):
+    self._config = config
+    self._blocks = [self._pick(params['blocks'], i) for i in range(config.layers)]
+
+  def _pick(self, tree, i: int):
+    return jax.tree.map(lambda a: a[i], tree)
+
+  def split(self, caches):
+    """The layers' caches out of stacked ones, [L, B, S, H, C]."""
+    return [self._pick(caches, i) for i in range(self._config.layers)]
+
+  def put(self, caches, stacked, slot):
+    """`caches` with the prompt's `stacked` ([L, P, H, C]) at the start of a slot."""
+    write = lambda a, new: jax.lax.dynamic_update_slice(  # noqa: E731
+      a, new[None], (slot, 0, 0, 0))
+    return [jax.tree.map(write, c, self._pick(stacked, i)) for i, c in enumerate(caches)]
+
+  def decode(self, x, caches, column, mask):
     updated = []
-    for block, cache in zip(blocks, caches):
-      x, cache = _decode_block(config, block, x, cache, slot, mask)
+    for block, cache in zip(self._blocks, caches):
+      x, cache = _decode_block(self._config, block, x, cache, column, mask)
       updated.append(cache)
     return x, updated
 
-  return lambda caches: [pick(caches, i) for i in range(config.layers)], decode
 
-
-def _scanned(config: ModelConfig, params: dict):
+class _Scanned:
   """The same with stacked caches in the carry of a scan over layers."""
-  def decode(x, caches, slot, mask):
+
+  def __init__(self, config: ModelConfig, params: dict):
+    self._config, self._blocks = config, params['blocks']
+
+  def split(self, caches):
+    return caches
+
+  def put(self, caches, stacked, slot):
+    write = lambda a, new: jax.lax.dynamic_update_slice(  # noqa: E731
+      a, new[:, None], (0, slot, 0, 0, 0))
+    return jax.tree.map(write, caches, stacked)
+
+  def decode(self, x, caches, column, mask):
     def layer(carry, scanned):
       x, caches = carry
       block, i = scanned
       cache = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), caches)
-      x, cache = _decode_block(config, block, x, cache, slot, mask)
+      x, cache = _decode_block(self._config, block, x, cache, column, mask)
       caches = jax.tree.map(
         lambda a, c: jax.lax.dynamic_update_index_in_dim(a, c, i, 0), caches, cache)
       return (x, caches), None
 
     (x, caches), _ = jax.lax.scan(
-      layer, (x, caches), (params['blocks'], jnp.arange(config.layers)))
+      layer, (x, caches), (self._blocks, jnp.arange(self._config.layers)))
     return x, caches
 
-  return lambda caches: caches, decode
+
+class _Slots(NamedTuple):
+  """What the loop carries: B responses that grow side by side, one token a step.
+
+  Step g of the loop writes column P + g mod R of every slot's cache, whatever the slot's own age:
+  a response has at most R tokens, so none is overwritten while it is needed.
+  """
+
+  step: Array       # [] int32, g
+  hidden: Array     # [B, D] state that the next token is drawn from
+  caches: Any       # prompt in columns 0 .. P-1, then the ring of R
+  length: Array     # [B] int32 prompt tokens
+  keys: Array       # [B] one a response
+  age: Array        # [B] int32 tokens drawn so far
+  alive: Array      # [B] bool, False once the response has ended
+  tokens: Array     # [B, R] int32
+  logprobs: Array   # [B, R] float32
+
+
+class _Queue(NamedTuple):
+  """Responses that wait for a slot, and those that have left theirs; Q = n * K in all."""
+
+  next: Array       # [] int32 first response that was in no slot yet
+  loaded: Array     # [] int32 responses whose prompts have been in `caches`
+  hidden: Array     # [W, D] of the W prompts that were prefilled last
+  caches: Any       # [L, W, P, H, C] of them
+  entry: Array      # [B] int32 the response that each slot holds
+  tokens: Array     # [Q, R] of the finished ones
+  logprobs: Array   # [Q, R]
+  ages: Array       # [Q] int32
+
+
+class _Generator:
+  """The loop over one device's share of the prompts; `generate` says what the arguments are."""
+
+  def __init__(self, config, params, prompts, key, sampling, samples, slots, unroll):
+    self.config, self.params, self.sampling = config, params, sampling
+    self.prompts, self.samples, self.key = prompts, samples, key
+    self.stack = (_Unrolled if unroll else _Scanned)(config, params)
+    n, self.p = prompts.tokens.shape
+    self.total = n * samples
+    # Prompts of a prefill: as many as fill all slots.
+    self.width = -(-slots // samples)
+    self.slots = min(self.width * samples, self.total)
+    self.refills = self.slots < self.total
+
+  def _keys(self, entry):
+    """Keys of responses, from the identity of the prompt and the sample's number."""
+    item = self.prompts.item[entry // self.samples]
+    fold = lambda i, k: jax.random.fold_in(jax.random.fold_in(self.key, i), k)  # noqa: E731
+    return jax.vmap(fold)(item, entry % self.samples)
+
+  def _fetch(self, first, width: int):
+    """Prefill of `width` prompts from `first` on."""
+    index = jnp.minimum(first + jnp.arange(width), self.prompts.length.shape[0] - 1)
+    return _prefill(self.config, self.params, jax.tree.map(lambda x: x[index], self.prompts))
+
+  def start(self) -> tuple[_Slots, _Queue | None]:
+    r, b = self.sampling.max_tokens, self.slots
+    if self.refills:
+      last, caches = self._fetch(0, self.width)
+    else:
+      last, caches = _prefill(self.config, self.params, self.prompts)
+    spread = lambda x, axis: jnp.repeat(x, self.samples, axis=axis)  # noqa: E731
+    room = ((0, 0), (0, 0), (0, r), (0, 0), (0, 0))
+    entry = jnp.arange(b, dtype=jnp.int32)
+    state = _Slots(
+      step=jnp.int32(0), hidden=spread(last, 0),
+      caches=self.stack.split(jax.tree.map(lambda c: jnp.pad(spread(c, 1), room), caches)),
+      length=spread(self.prompts.length, 0)[:b], keys=self._keys(entry),
+      age=jnp.zeros(b, jnp.int32), alive=jnp.ones(b, bool), tokens=jnp.zeros((b, r), jnp.int32),
+      logprobs=jnp.zeros((b, r), jnp.float32))
+    if not self.refills:
+      return state, None
+    return state, _Queue(
+      next=jnp.int32(b), loaded=jnp.int32(b), hidden=last, caches=caches, entry=entry,
+      tokens=jnp.zeros((self.total, r), jnp.int32),
+      logprobs=jnp.zeros((self.total, r), jnp.float32), ages=jnp.zeros(self.total, jnp.int32))
+
+  def advance(self, s: _Slots) -> _Slots:
+    """One token for every slot that is alive."""
+    config, r = self.config, self.sampling.max_tokens
+    keys = jax.vmap(jax.random.fold_in)(s.keys, s.age)
+    logits = transformer.logits(config, self.params, s.hidden)
+    token, logprob = draw(logits, keys, self.sampling)
+    here = (jnp.arange(r)[None] == s.age[:, None]) & s.alive[:, None]
+    ended = (token == self.sampling.end_id) | (s.age + 1 == r)
+    column = s.step % r
+    # The column at distance d behind the present one holds the token of d steps ago.
+    recent = (column - jnp.arange(r)) % r
+    seen = jnp.concatenate([
+      jnp.arange(self.p)[None] < s.length[:, None], recent[None] <= s.age[:, None]], axis=1)
+    position = jnp.minimum(s.length + s.age, config.context - 1)
+    x = transformer.embed(config, self.params, token[:, None], position[:, None])
+    x, caches = self.stack.decode(x, s.caches, self.p + column, seen)
+    return s._replace(
+      step=s.step + 1, hidden=transformer.final_norm(config, self.params, x)[:, 0], caches=caches,
+      age=s.age + s.alive, alive=s.alive & ~ended, tokens=jnp.where(here, token[:, None], s.tokens),
+      logprobs=jnp.where(here, logprob[:, None], s.logprobs))
+
+  def refill(self, s: _Slots, q: _Queue) -> tuple[_Slots, _Queue]:
+    """Gives the slots of ended responses to the next ones in the queue."""
+    def load(q):
+      hidden, caches = self._fetch(q.loaded // self.samples, self.width)
+      return q._replace(
+        hidden=hidden, caches=caches, loaded=q.loaded + self.width * self.samples)
+
+    q = jax.lax.cond((q.next == q.loaded) & (q.next < self.total), load, lambda q: q, q)
+    free = ~s.alive
+    order = jnp.argsort(s.alive, stable=True)
+    count = jnp.minimum(free.sum(), jnp.minimum(q.loaded, self.total) - q.next)
+    first = q.loaded // self.samples - self.width
+
+    def one(i, both):
+      s, q = both
+      slot, entry = order[i], q.next + i
+      prompt = entry // self.samples
+      q = self._store(s, q, slot)._replace(entry=q.entry.at[slot].set(entry))
+      pick = lambda c: jax.lax.dynamic_index_in_dim(  # noqa: E731
+        c, prompt - first, axis=1, keepdims=False)
+      return s._replace(
+        hidden=s.hidden.at[slot].set(q.hidden[prompt - first]),
+        caches=self.stack.put(s.caches, jax.tree.map(pick, q.caches), slot),
+        length=s.length.at[slot].set(self.prompts.length[prompt]),
+        keys=s.keys.at[slot].set(self._keys(entry[None])[0]),
+        age=s.age.at[slot].set(0), alive=s.alive.at[slot].set(True)), q
+
+    s, q = jax.lax.fori_loop(0, count, one, (s, q))
+    return s, q._replace(next=q.next + count)
+
+  def _store(self, s: _Slots, q: _Queue, slot) -> _Queue:
+    """Hands a slot's response over; `slot` is one or an array."""
+    entry = q.entry[slot]
+    return q._replace(
+      tokens=q.tokens.at[entry].set(s.tokens[slot]), ages=q.ages.at[entry].set(s.age[slot]),
+      logprobs=q.logprobs.at[entry].set(s.logprobs[slot]))
+
+  def run(self) -> tuple[Samples, Array]:
+    """(responses in the order of the prompts, decode steps)."""
+    def body(both):
+      s, q = both
+      s = self.advance(s)
+      return (s, q) if q is None else self.refill(s, q)
+
+    # After a refill a slot is free only if no response waits that could be in it, or for one step.
+    def going(both):
+      s, q = both
+      waiting = False if q is None else q.next < self.total
+      return s.alive.any() | waiting
+
+    s, q = jax.lax.while_loop(going, body, self.start())
+    done = s if q is None else self._store(s, q, jnp.arange(self.slots))
+    age = done.age if q is None else done.ages
+    mask: Bool[Array, 'Q R'] = jnp.arange(self.sampling.max_tokens)[None] < age[:, None]
+    tokens = jnp.where(mask, done.tokens, 0)
+    return Samples(
+      tokens=tokens, mask=mask, logprobs=jnp.where(mask, done.logprobs, 0.0),
+      ended=(mask & (tokens == self.sampling.end_id)).any(-1)), s.step
 
 
 def generate(
   config: ModelConfig, params: dict, prompts: Prompts, key: Array, sampling: Sampling,
-  *, samples: int = 1, unroll: bool | None = None,
+  *, samples: int = 1, slots: int | None = None, mesh: Mesh | None = None,
+  unroll: bool | None = None,
 ) -> Samples:
   """K responses to each of n prompts; entry i*K + k answers prompt i.
+
+  A response's tokens depend on its prompt and its key alone, neither on the batch, the number of
+  slots nor the mesh (in float32).
 
   Args:
     config, params: the policy.
     prompts: [n, P] left-aligned prompts; length >= 1.
-    key: folded with (prompt.item, k, token number), so a sample depends neither on the batch it is
-      in nor on the mesh (in float32).
-    sampling: rules; the loop stops when every row has ended.
+    key: folded with (prompt.item, k, token number).
+    sampling: rules.
     samples: K.
+    slots: responses that grow at a time, over all devices; the cache has room for so many. A slot
+      whose response ends takes the next one from the queue; prompts are prefilled as they come.
+      None: n * K, all at once, until the last has ended.
+    mesh: needed where slots are refilled and the prompts are split over its data and fsdp axes:
+      every shard works through its own prompts.
     unroll: how the decode step walks the layers; by depth when None.
 
   Raises:
-    ValueError: P + R exceeds the model's context.
+    ValueError: P + R exceeds the model's context, or slots or prompts do not divide over the mesh.
   """
+  return generate_counted(
+    config, params, prompts, key, sampling, samples=samples, slots=slots, mesh=mesh,
+    unroll=unroll)[0]
+
+
+def generate_counted(
+  config: ModelConfig, params: dict, prompts: Prompts, key: Array, sampling: Sampling,
+  *, samples: int = 1, slots: int | None = None, mesh: Mesh | None = None,
+  unroll: bool | None = None,
+) -> tuple[Samples, Int[Array, 'shards']]:
+  """`generate`, and the decode steps that each data shard took."""
   n, p = prompts.tokens.shape
   if p + sampling.max_tokens > config.context:
     raise ValueError(f'prompt {p} + response {sampling.max_tokens} tokens exceed the context of '
                      f'{config.context}; shorten one or raise model.context')
   unroll = config.layers <= UNROLL_LAYERS if unroll is None else unroll
-  split, decode = (_unrolled if unroll else _scanned)(config, params)
-  hidden, caches = _prefill(config, params, prompts, samples, sampling.max_tokens)
-  caches = split(caches)
-  length = jnp.repeat(prompts.length, samples)
-  item = jnp.repeat(prompts.item, samples)
-  number = jnp.tile(jnp.arange(samples), n)
-  row_keys = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(key, i), k))(item, number)
-  slots = jnp.arange(p + sampling.max_tokens)[None]
-
-  def choose(hidden, t, ended):
-    logits = transformer.logits(config, params, hidden)
-    keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(row_keys)
-    token, logprob = draw(logits, keys, sampling)
-    return jnp.where(ended, 0, token), jnp.where(ended, 0.0, logprob)
-
-  def body(carry):
-    t, hidden, caches, tokens, logprobs, alive = carry
-    ended = ~alive[:, -1]
-    token, logprob = choose(hidden, t, ended)
-    tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], t, axis=1)
-    logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, logprob[:, None], t, axis=1)
-    # alive[:, t] says whether token t exists; the last column carries "still going".
-    alive = jax.lax.dynamic_update_slice_in_dim(alive, ~ended[:, None], t, axis=1)
-    alive = alive.at[:, -1].set(~ended & (token != sampling.end_id))
-    position = (length + t)[:, None]
-    seen = (slots < length[:, None]) | ((slots >= p) & (slots <= p + t))
-    x = transformer.embed(
-      config, params, token[:, None], jnp.minimum(position, config.context - 1))
-    x, caches = decode(x, caches, p + t, seen[:, None, :])
-    hidden = transformer.final_norm(config, params, x)[:, 0]
-    return t + 1, hidden, caches, tokens, logprobs, alive
-
   total = n * samples
-  start = (
-    jnp.int32(0), hidden, caches, jnp.zeros((total, sampling.max_tokens), jnp.int32),
-    jnp.zeros((total, sampling.max_tokens), jnp.float32),
-    jnp.zeros((total, sampling.max_tokens + 1), bool).at[:, -1].set(True))
-  going = lambda carry: (carry[0] < sampling.max_tokens) & carry[-1][:, -1].any()  # noqa: E731
-  _, _, _, tokens, logprobs, alive = jax.lax.while_loop(going, body, start)
-  mask: Bool[Array, 'nK R'] = alive[:, :-1]
-  ended = (mask & (tokens == sampling.end_id)).any(-1)
-  return Samples(tokens=jnp.where(mask, tokens, 0), mask=mask, logprobs=logprobs, ended=ended)
+  slots = total if slots is None else min(slots, total)
+  shards = 1 if mesh is None else sharding.batch_shards(mesh)
+  if slots < 1:
+    raise ValueError(f'slots {slots} is below 1')
+
+  def local(params, prompts, key):
+    out, steps = _Generator(
+      config, params, prompts, key, sampling, samples, slots // shards, unroll).run()
+    return out, steps[None]
+
+  if shards == 1 or slots == total:
+    return local(params, prompts, key)
+  if slots % shards or n % shards:
+    raise ValueError(f'{slots} slots and {n} prompts must both be multiples of the {shards} data '
+                     f'shards of mesh {dict(mesh.shape)}')
+  split, whole = P(sharding.BATCH), P()
+  return jax.shard_map(
+    local, mesh=mesh, in_specs=(whole, split, whole), out_specs=split,
+    axis_names=set(sharding.BATCH), check_vma=False)(params, prompts, key)

@@ -82,3 +82,12 @@ prepare_environment() {
   # An extra brings the plain installation with it.
   printf '%s\n' "$stamp" >"$VENV/.instructjax"
 }
+
+# keep_memory: on a CPU each step takes large blocks of memory and returns them; by default glibc
+# hands them back to the system, and getting them again page by page costs up to a quarter of the
+# time. Settings of one's own in GLIBC_TUNABLES stand.
+keep_memory() {
+  local tunables="glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592"
+  tunables+=":glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864"
+  export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables}"
+}

@@ -9,6 +9,7 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
+keep_memory
 cd "$ROOT"
 exec "$VENV/bin/python" -m instructjax \
   --config=configs/quickstart.py --workdir=runs/quickstart "$@"

@@ -11,7 +11,7 @@ import reference_model
 from checking import assert_close
 from flax import linen as nn
 
-from instructjax import generation, scoring
+from instructjax import generation, scoring, sharding
 from instructjax.generation import Sampling
 from instructjax.models import heads, transformer
 from instructjax.types import Prompts
@@ -124,6 +124,48 @@ def test_samples_do_not_depend_on_the_batch(policy, samples):
   assert (np.asarray(other.tokens) != np.asarray(samples.tokens)).any()
 
 
+@functools.cache
+def refilled(slots, count=1, unroll=None):
+  return jax.jit(lambda params, given, key: generation.generate_counted(
+    MODEL, params, given, key, PLAIN, samples=count, slots=slots, unroll=unroll))
+
+
+@pytest.mark.parametrize(('slots', 'count', 'unroll'), [
+  (1, 1, None), (7, 1, None), (7, 1, False), (32, 1, None), (63, 1, None), (12, 3, None),
+  (5, 3, None), (12, 3, False)])
+def test_refilled_slots_give_the_same_samples(policy, slots, count, unroll):
+  """7 and 63 do not divide the 64 prompts; 5 is rounded up to whole prompts of 3 samples."""
+  want = sampler(PLAIN, count)(policy, prompts(64), jax.random.key(1))
+  found, steps = refilled(slots, count, unroll)(policy, prompts(64), jax.random.key(1))
+  equal_samples(found, want)
+  lengths = np.asarray(want.mask.sum(-1))
+  used = -(-slots // count) * count
+  assert steps[0] >= lengths.sum() / used
+  # Nothing waits for longer than one response takes: a full queue keeps every slot busy, and a
+  # prefill that comes a step late costs one more.
+  assert steps[0] <= lengths.sum() / used + RESPONSE + 64 * count / used
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
+def test_refilled_slots_on_a_mesh_give_the_same_samples(policy, samples, shape):
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape)))
+  given = sharding.put_batch(mesh, prompts(64), axis=0)
+  found, steps = jax.jit(lambda params, given, key: generation.generate_counted(
+    MODEL, params, given, key, PLAIN, slots=16, mesh=mesh))(
+      jax.device_put(policy, sharding.replicated(mesh)), given, jax.random.key(1))
+  equal_samples(jax.device_get(found), samples)
+  assert steps.shape == (sharding.batch_shards(mesh),)
+
+
+def test_slots_that_do_not_divide_over_the_mesh_are_refused(policy):
+  mesh = sharding.make_mesh({'data': 8, 'fsdp': 1, 'tensor': 1})
+  with pytest.raises(ValueError, match=r'12 slots and 64 prompts .* 8 data shards'):
+    generation.generate(
+      MODEL, policy, prompts(64), jax.random.key(0), PLAIN, slots=12, mesh=mesh)
+  with pytest.raises(ValueError, match='slots 0'):
+    generation.generate(MODEL, policy, prompts(4), jax.random.key(0), PLAIN, slots=0)
+
+
 def test_temperature_0_takes_the_most_probable_token(policy):
   given = prompts(8)
   greedy = sampler(Sampling(RESPONSE, END, temperature=0.0))(policy, given, jax.random.key(1))
@@ -187,6 +229,22 @@ def test_the_ends_of_the_uniform_numbers_draw_possible_tokens(monkeypatch):
     monkeypatch.setattr(jax.random, 'uniform', lambda k, shape, u=uniform: jnp.float32(u))
     token, _ = generation.draw(logits, keys, PLAIN)
     assert token[0] == want
+
+
+def test_draws_walk_over_a_large_vocabulary_block_by_block():
+  """300 tokens are three blocks, the middle one without any mass."""
+  weights = np.random.default_rng(0).uniform(0, 1, 300)
+  weights[128:256] = 0
+  weights[[0, 127, 256, 299]] = 8
+  n = 40_000
+  logits = jnp.asarray(np.where(weights > 0, np.log(np.maximum(weights, 1e-9)), -1e30), jnp.float32)
+  token, logprob = jax.jit(lambda l, k: generation.draw(l, k, PLAIN))(
+    jnp.broadcast_to(logits, (n, 300)), jax.random.split(jax.random.key(5), n))
+  want = weights / weights.sum()
+  count = np.bincount(token, minlength=300)
+  assert not count[want == 0].any()
+  assert (np.abs(count / n - want) <= 5 * np.sqrt(want * (1 - want) / n)).all()
+  assert_close(logprob, np.log(want[np.asarray(token)]))
 
 
 def test_padded_vocabulary_is_never_sampled(policy):

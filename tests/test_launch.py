@@ -146,3 +146,13 @@ def test_a_directory_that_is_no_environment_is_left_alone(bare):
   done = bare(INSTRUCTJAX_VENV=str(bare.path / 'home'))
   assert done.returncode == 1 and 'is no virtual environment' in done.stderr
   assert os.listdir(bare.path / 'home') == ['thesis.tex']
+
+
+def test_memory_is_kept_and_settings_of_ones_own_stand(bare):
+  def tunables(**environment):
+    command = 'source launch/environment.sh; keep_memory; env'
+    done = _run(BASH, '-c', command, PATH=str(bare.path / 'tools'), **environment)
+    return dict(x.split('=', 1) for x in done.stdout.splitlines() if '=' in x)['GLIBC_TUNABLES']
+
+  assert 'glibc.malloc.trim_threshold=' in tunables()
+  assert tunables(GLIBC_TUNABLES='glibc.malloc.check=1') == 'glibc.malloc.check=1'

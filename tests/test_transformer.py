@@ -100,6 +100,34 @@ def test_the_mask_is_its_definition():
   assert seen.any(-1).all(), 'a query without a key'
 
 
+@pytest.mark.parametrize('length', [256, 300, 600])
+def test_attention_by_blocks_is_attention(length):
+  """Two blocks, two of unequal need, four of which the last is short; with groups and branches."""
+  rng = np.random.default_rng(length)
+  groups = [Group(rng.integers(0, VOCAB, n).astype(np.int32), tuple(
+    rng.integers(0, VOCAB, k).astype(np.int32) for k in (7, 40, 23)), i)
+    for i, n in enumerate((90, 3, 60, 41, 18, 77, 5))]
+  rows, _ = packing.score_microbatch(groups, RowShape(4, length, length, response_length=40))
+  mask = attention.visibility(rows)
+  query, key, value, into = (
+    jax.random.normal(jax.random.key(i), (4, length, 2, 8)) for i in range(4))
+
+  def run(attend):
+    def total(q, k, v):
+      out = attend(q, k, v, mask)
+      return (out * into).sum(), out
+    return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(query, key, value)
+
+  jax.tree.map(assert_close, run(attention.attend_causal), run(attention.attend))
+
+
+def test_one_query_is_attended_to_as_many_are():
+  query, key, value = (jax.random.normal(jax.random.key(i), (5, 12, 3, 8)) for i in range(3))
+  mask = jnp.arange(12)[None, None] < jnp.array([1, 4, 12, 7, 2])[:, None, None]
+  want = jax.jit(attention.attend)(query[:, :1], key, value, mask)
+  assert_close(jax.jit(attention.attend_one)(query[:, :1], key, value, mask[:, 0]), want)
+
+
 # --- packed == separate ---------------------------------------------------------------------------
 
 
@@ -224,6 +252,34 @@ def test_padding_rows_change_nothing_and_are_finite(policy):
 # --- the head -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize('entropy', [True, False])
+def test_the_heads_own_gradient_is_that_of_jax(policy, entropy):
+  """Of log-probs, entropies and log-normalisers at once, padded vocabulary included."""
+  hidden = jax.random.normal(jax.random.key(1), (9, MODEL.width))
+  targets = jax.random.randint(jax.random.key(2), (9,), 0, VOCAB)
+  coefs = jax.random.normal(jax.random.key(3), (3, 9))
+
+  def own(table, hidden):
+    out = scoring._head(MODEL, entropy, table, hidden, targets)
+    return sum((c * x).sum() for c, x in zip(coefs, out)), out
+
+  def plain(table, hidden):
+    logits = transformer.logits(MODEL, {'token': table}, hidden)
+    logprobs = jax.nn.log_softmax(logits)
+    spread = -jnp.where(logprobs > -1e20, jnp.exp(logprobs) * logprobs, 0).sum(-1)
+    out = (jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0],
+           spread if entropy else 0 * spread, jax.nn.logsumexp(logits, axis=-1))
+    return sum((c * x).sum() for c, x in zip(coefs, out)), out
+
+  (_, found), mine = jax.jit(jax.value_and_grad(own, (0, 1), has_aux=True))(
+    policy['token'], hidden)
+  (_, want), theirs = jax.jit(jax.value_and_grad(plain, (0, 1), has_aux=True))(
+    policy['token'], hidden)
+  jax.tree.map(assert_close, tuple(found), want)
+  jax.tree.map(assert_close, mine, theirs)
+  assert not np.asarray(mine[0][VOCAB:]).any(), 'padded rows of the table moved'
+
+
 def test_a_chunked_head_is_the_whole_head(policy, monkeypatch):
   rows, gather = packed(make_groups())
   other = noisy(policy, 9)
@@ -241,6 +297,24 @@ def test_a_chunked_head_is_the_whole_head(policy, monkeypatch):
   monkeypatch.setattr(scoring, 'CHUNK_LOGITS', 8 * 16 * 3)
   chunked = jax.jit(jax.value_and_grad(lambda p: run(p), has_aux=True))(policy)
   jax.tree.map(assert_close, chunked, whole)
+
+
+def test_the_heads_memory_is_bounded():
+  """8 x 512 tokens, GPT-2's vocabulary, width 768: gradients of hidden states and table."""
+  model = dataclasses.replace(
+    MODEL, vocab_size=50_257, padded_vocab_size=50_257, width=768, heads=12, context=512)
+
+  def total(hidden, table, targets):
+    out = scoring._chunked(
+      lambda h, y: scoring._score_chunk(model, {'token': table}, False, h, y), hidden, targets,
+      50_257)
+    return out.logprobs.sum()
+
+  shapes = (jax.ShapeDtypeStruct((8, 512, 768), jnp.float32),
+            jax.ShapeDtypeStruct((50_257, 768), jnp.float32),
+            jax.ShapeDtypeStruct((8, 512), jnp.int32))
+  compiled = jax.jit(jax.grad(total, (0, 1))).lower(*shapes).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes <= 400 * 2**20
 
 
 def test_log_normaliser_entropy_and_kl_leave_the_padded_vocabulary_out(policy):

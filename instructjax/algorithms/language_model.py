@@ -39,7 +39,8 @@ def language_pass(
   def totals(params, frozen, extras, batch: LanguageBatch, key):
     del frozen, extras
     scores = scoring.token_scores(
-      model, params['policy'], batch.rows, batch.select, dropout_key=key if dropout else None)
+      model, params['policy'], batch.rows, batch.select, dropout_key=key if dropout else None,
+      entropy=False)
     total = language.cross_entropy_total(scores.logprobs, batch.weight)
     if z_loss:
       total += z_loss * language.z_loss_total(scores.log_normalizer, batch.weight)

@@ -41,7 +41,8 @@ class LikelihoodEvaluator:
 
     def losses(params, batch):
       return jax.lax.map(
-        lambda b: -scoring.token_scores(model, params, b.rows, b.select).logprobs, batch)
+        lambda b: -scoring.token_scores(
+          model, params, b.rows, b.select, entropy=False).logprobs, batch)
 
     self._losses = jax.jit(losses, out_shardings=sharding.batch_sharding(mesh, 1))
 

@@ -78,6 +78,29 @@ class ModelConfig:
 UNROLL_LAYERS = 4
 
 
+@jax.custom_vjp
+def _narrow(x, kernel):
+  """x [m, F] . kernel [F, D] with F > D.
+
+  The kernel's gradient is formed as [D, F] and then turned over: of its two factors that turns the
+  narrow one in memory, where the direct product would turn the wide one.
+  """
+  return jnp.einsum('mf,fd->md', x, kernel)
+
+
+def _narrow_forward(x, kernel):
+  return _narrow(x, kernel), (x, kernel)
+
+
+def _narrow_backward(saved, cotangent):
+  x, kernel = saved
+  turned = jax.lax.optimization_barrier(jnp.einsum('md,mf->df', cotangent, x))
+  return jnp.einsum('md,fd->mf', cotangent, kernel), turned.T
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)
+
+
 class Projection(nn.Module):
   """x . kernel + bias, as an einsum whose kernel keeps its logical axes.
 
@@ -102,7 +125,11 @@ class Projection(nn.Module):
       'bias', nn.with_logical_partitioning(nn.initializers.zeros, self.bias_axes),
       self.bias_shape, jnp.float32)
     flat = x.reshape(-1, *x.shape[2:])
-    out = jnp.einsum(self.equation, flat, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    if self.equation == 'mf,fd->md':
+      out = _narrow(flat, kernel.astype(self.dtype))
+    else:
+      out = jnp.einsum(self.equation, flat, kernel.astype(self.dtype))
+    out = out + bias.astype(self.dtype)
     return out.reshape(*x.shape[:2], *out.shape[1:])
 
 
@@ -223,7 +250,7 @@ def hidden_states(
     drop = (lambda y, site: zero_out(y, seeds, 2 * number + site, rate)) if rate else (
       lambda y, site: y)
     x, _ = run_block(
-      config, block_params, x, lambda q, k, v: (attention.attend(q, k, v, mask), None), drop)
+      config, block_params, x, lambda q, k, v: (attention.attend_causal(q, k, v, mask), None), drop)
     return x, None
 
   if REMAT[config.remat] is not None:
