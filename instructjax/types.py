@@ -79,6 +79,20 @@ class RankingBatch:
 
 
 @record
+class PreferenceBatch:
+  """Prompts with K ranked responses each, every response token selected: DPO and its kin.
+
+  Response (g, k) is entry g*K + k of `gather`.
+  """
+
+  rows: Rows
+  gather: Gather        # index, mask [m, G*K, R]
+  better: Array         # [m, G, K, K] float32 weight of the label "i preferred to j"; 0 = none, tie
+  response_mask: Array  # [m, G, K] bool, True where the slot holds a response
+  ref_logprobs: Array | None  # [m, G, K] float32 sums under the reference; None: computed each step
+
+
+@record
 class Prompts:
   """Prompts to answer, one a row and left-aligned (no microbatch axis)."""
 

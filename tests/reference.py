@@ -104,6 +104,20 @@ def ranking_total(scores, better, margin, response_mask, *, pair_divisor):
   return total
 
 
+def implicit_rewards(logprobs, ref_logprobs, response_mask, *, beta):
+  out = np.zeros(np.shape(logprobs))
+  for i in counted(response_mask):
+    out[i] = beta * (float(logprobs[i]) - float(ref_logprobs[i]))
+  return out
+
+
+def smoothed_labels(better, *, label_smoothing):
+  out = np.zeros(np.shape(better))
+  for g, i, j in np.ndindex(np.shape(better)):
+    out[g, i, j] = (1 - label_smoothing) * better[g, i, j] + label_smoothing * better[g, j, i]
+  return out
+
+
 def ranking_weight(better, response_mask, *, pair_divisor):
   labels = [labelled_pairs(better, response_mask, g) for g in range(len(better))]
   if pair_divisor == 'kept':

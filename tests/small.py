@@ -11,9 +11,9 @@ from instructjax import config as config_lib
 from instructjax.stages.context import make_context
 
 
-def recipe(**fields):
+def recipe(arguments='test', **fields):
   """`configs/quickstart.py:test`, smaller still; dotted `fields` are set on it, dots as __."""
-  c = quickstart.get_config('test')
+  c = quickstart.get_config(arguments)
   c.data.update({
     'documents': 200, 'valid_documents': 24, 'demonstrations': 96, 'valid_demonstrations': 16,
     'ppo_prompts': 32, 'rank_prompts': 16, 'rank_valid_prompts': 8, 'valid_prompts': 16,

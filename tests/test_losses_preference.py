@@ -83,7 +83,30 @@ def check_ranking_counts(module):
   refuses_integers(module.ranking_counts, (scores, better), (response_mask,))
 
 
+def check_implicit_rewards(module):
+  mask = ragged_mask([3, 4, 3, 1, 4], 4)
+  logprobs, ref = normal(3, (5, 4), mask, 4.0), normal(4, (5, 4), mask, 4.0)
+  run = jax.jit(lambda l, r, m: module.implicit_rewards(l, r, m, beta=0.3))
+  assert_close(run(logprobs, ref, mask), reference.implicit_rewards(logprobs, ref, mask, beta=0.3))
+  into = jax.jit(jax.grad(
+    lambda l, r: module.implicit_rewards(l, r, mask, beta=0.3).sum(), argnums=(0, 1)))
+  mine, anchor = into(logprobs, ref)
+  assert_close(mine, np.where(mask, 0.3, 0.0))
+  assert_close(anchor, np.zeros((5, 4)))
+  refuses_integers(module.implicit_rewards, (logprobs, ref), (mask,), beta=0.3)
+
+
+def check_smoothed_labels(module):
+  _, better, _, _ = example()
+  for epsilon in (0.0, 0.1, 0.4):
+    found = jax.jit(lambda b, e=epsilon: module.smoothed_labels(b, label_smoothing=e))(better)
+    assert_close(found, reference.smoothed_labels(better, label_smoothing=epsilon))
+  refuses_integers(module.smoothed_labels, (better,), label_smoothing=0.1)
+
+
 CHECKS = {
+  'losses.preference.implicit_rewards': check_implicit_rewards,
+  'losses.preference.smoothed_labels': check_smoothed_labels,
   'losses.preference.ranking_total': check_ranking_total,
   'losses.preference.ranking_weight': check_ranking_weight,
   'losses.preference.ranking_counts': check_ranking_counts,
@@ -230,3 +253,34 @@ def test_errors():
     preference.ranking_total(scores[:2], better, margin, mask, pair_divisor='kept')
   with pytest.raises(TypeError, match='must be bool'):
     preference.ranking_weight(better, mask.astype(np.float32), pair_divisor='kept')
+
+
+def test_dpo_is_the_papers_formula_for_a_pair():
+  """-(1-ε) log σ(β h) - ε log σ(-β h), h the gap of the two log-ratios; ln 2 at the reference."""
+  logprobs, ref = jnp.array([[-3.0, -5.0]]), jnp.array([[-4.0, -4.5]])
+  mask, better = np.ones((1, 2), bool), better_of([[1, 0]])
+  beta, epsilon = 0.2, 0.15
+  h = (-3.0 + 4.0) - (-5.0 + 4.5)
+  want = (1 - epsilon) * math.log1p(math.exp(-beta * h)) + epsilon * math.log1p(math.exp(beta * h))
+  labels = preference.smoothed_labels(jnp.asarray(better), label_smoothing=epsilon)
+  rewards = preference.implicit_rewards(logprobs, ref, mask, beta=beta)
+  assert_close(loss(rewards, labels, mask, 'kept'), want)
+  same = preference.implicit_rewards(ref, ref, mask, beta=beta)
+  assert_close(loss(same, labels, mask, 'kept'), LN2)
+
+
+@pytest.mark.parametrize('divisor', DIVISORS)
+def test_smoothed_labels_weigh_as_much(divisor):
+  _, better, _, mask = example()
+  smooth = preference.smoothed_labels(jnp.asarray(better), label_smoothing=0.2)
+  assert_close(
+    preference.ranking_weight(smooth, mask, pair_divisor=divisor),
+    preference.ranking_weight(better, mask, pair_divisor=divisor))
+
+
+def test_impossible_settings_are_refused():
+  x, mask = jnp.zeros((1, 2)), np.ones((1, 2), bool)
+  with pytest.raises(ValueError, match='beta must be above 0'):
+    preference.implicit_rewards(x, x, mask, beta=0.0)
+  with pytest.raises(ValueError, match=r'label_smoothing must be in \[0, 0.5\), got 0.5'):
+    preference.smoothed_labels(jnp.zeros((1, 2, 2)), label_smoothing=0.5)

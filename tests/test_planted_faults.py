@@ -100,6 +100,30 @@ PREFERENCE = [
     ('int margin', 'check_float(margin=margin)', 'pass'),
   ),
   *faults(
+    'losses.preference.implicit_rewards',
+    ('sign', 'beta * (kept - anchor)', 'beta * (anchor - kept)'),
+    ('reference dropped', 'beta * (kept - anchor)', 'beta * kept'),
+    ('beta dropped', 'return beta * (kept', 'return (kept'),
+    ('padding kept', 'kept = jnp.where(response_mask, logprobs, 0.0)', 'kept = logprobs'),
+    (
+      'gradient into the reference',
+      'jax.lax.stop_gradient(jnp.where(response_mask, ref_logprobs, 0.0))',
+      'jnp.where(response_mask, ref_logprobs, 0.0)',
+    ),
+    ('int dtype', 'check_float(logprobs=logprobs, ref_logprobs=ref_logprobs)', 'pass'),
+  ),
+  *faults(
+    'losses.preference.smoothed_labels',
+    ('other way round', '* jnp.swapaxes(labels, 1, 2)', '* labels'),
+    ('not taken off', 'return (1 - label_smoothing) * labels', 'return labels'),
+    (
+      'other axes',
+      'label_smoothing * jnp.swapaxes(labels, 1, 2)',
+      'label_smoothing * jnp.swapaxes(labels, 2, 2)',
+    ),
+    ('int dtype', 'check_float(labels=labels)', 'pass'),
+  ),
+  *faults(
     'losses.preference.ranking_weight',
     ('counts all prompts', 'jnp.sum(kept > 0, dtype', 'jnp.sum(kept >= 0, dtype'),
     (

@@ -18,9 +18,15 @@ from checking import assert_close
 
 from configs import common
 from instructjax import loop, sharding, train_state, tree
-from instructjax.algorithms import language_model, ppo, rollout
+from instructjax.algorithms import dpo, language_model, ppo, rollout
 from instructjax.algorithms.reward_model import make_reward_model
-from instructjax.data.pipeline import LanguageLoader, PromptLoader, RankingLoader, Sequential
+from instructjax.data.pipeline import (
+  LanguageLoader,
+  PreferenceLoader,
+  PromptLoader,
+  RankingLoader,
+  Sequential,
+)
 from instructjax.data.placement import Group, LanguageItem, RankingItem
 from instructjax.generation import Sampling
 from instructjax.metrics import compute_metrics
@@ -116,6 +122,16 @@ def reward_model(mesh):
           lambda step: {'rankings': loader.batch(step)})
 
 
+def direct(mesh):
+  """DPO with dropout on, two microbatches of rankings."""
+  loader = PreferenceLoader(
+    rankings(32), Sequential(32), batch_size=16, microbatches=2, row_length=16, select_slots=12,
+    rows_multiple=sharding.batch_shards(mesh), responses=4, response_length=RESPONSE)
+  algorithm = dpo.make_dpo(MODEL, MODEL, beta=0.5, label_smoothing=0.1, pair_divisor='kept')
+  return (algorithm, {'ref': initial(mesh, 'policy', 5)},
+          lambda step: {'preferences': loader.batch(step)})
+
+
 def length_reward(prompt, response, row):
   return 0.1 * len(response.split()) + 0.01 * row
 
@@ -141,7 +157,7 @@ def ppo_ptx(mesh):
 
 
 ALGORITHMS = {'language': (language, ('policy',)), 'reward_model': (reward_model, ('reward',)),
-              'ppo_ptx': (ppo_ptx, ('policy', 'value'))}
+              'dpo': (direct, ('policy',)), 'ppo_ptx': (ppo_ptx, ('policy', 'value'))}
 
 
 def boxed(role):

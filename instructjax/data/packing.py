@@ -189,25 +189,78 @@ def score_microbatch(
   Raises:
     ValueError: a response is longer than R, or more rows are needed than `shape.rows`.
   """
-  R, M = shape.response_length, shape.select_slots
-  longest = max((b.size for g in groups for b in g.branches), default=0)
-  if longest > R:
-    raise ValueError(f'a response has {longest} tokens, response_length is {R}: truncate it or '
-                     'raise response_length')
+  _check_response_length(groups, shape)
   layout = _lay_out(groups, [score_sizes(g) for g in groups], shape)
+  first = np.cumsum([0] + [len(g.branches) for g in groups])
+  entry = first[layout.group] + layout.branch - 1
+  return layout.rows, _whole_responses(layout, shape, entry, int(first[-1]))
+
+
+def _whole_responses(layout: _Layout, shape: RowShape, entry: np.ndarray, n: int) -> types.Gather:
+  """Every token of every branch, segment s going to entry `entry[s]` of n; trunks are left out."""
+  R, M = shape.response_length, shape.select_slots
   select, _, _ = _select(layout.rows.branch > 0, M)
   slot_of = np.cumsum(layout.rows.branch > 0, axis=1) - 1
-  first = np.cumsum([0] + [len(g.branches) for g in groups])
   responses = layout.branch > 0
-  row, start = layout.row[responses], layout.start[responses]
-  n = first[layout.group[responses]] + layout.branch[responses] - 1
+  row, start, to = layout.row[responses], layout.start[responses], entry[responses]
   steps = np.arange(R)
-  mask = np.zeros((int(first[-1]), R), bool)
-  index = np.zeros((int(first[-1]), R), np.int32)
+  mask = np.zeros((n, R), bool)
+  index = np.zeros((n, R), np.int32)
   # A branch is selected whole, so its slots are consecutive.
-  mask[n] = steps < layout.length[responses][:, None]
-  index[n] = np.where(mask[n], (row * M + slot_of[row, start])[:, None] + steps, 0)
-  return layout.rows, types.Gather(select, index, mask)
+  mask[to] = steps < layout.length[responses][:, None]
+  index[to] = np.where(mask[to], (row * M + slot_of[row, start])[:, None] + steps, 0)
+  return types.Gather(select, index, mask)
+
+
+def _check_response_length(groups: Sequence[Group], shape: RowShape) -> None:
+  longest = max((b.size for g in groups for b in g.branches), default=0)
+  if longest > shape.response_length:
+    raise ValueError(f'a response has {longest} tokens, response_length is '
+                     f'{shape.response_length}: truncate it or raise response_length')
+
+
+def _labels(items: Sequence[RankingItem | None], K: int) -> tuple[np.ndarray, np.ndarray]:
+  """`better` and `margin` of all items, [G, K, K] each; places without an item hold 0."""
+  better, margin = np.zeros((2, len(items), K, K), np.float32)
+  for g, it in enumerate(items):
+    if it is None:
+      continue
+    k = len(it.group.branches)
+    if k > K:
+      raise ValueError(f'item {it.group.item} has {k} responses, the shape has {K}')
+    if it.better.shape != (k, k) or it.margin.shape != (k, k):
+      raise ValueError(f'item {it.group.item} has {k} responses, its better and margin are '
+                       f'{it.better.shape} and {it.margin.shape}')
+    better[g, :k, :k], margin[g, :k, :k] = it.better, it.margin
+  return better, margin
+
+
+def preference_microbatch(
+  items: Sequence[RankingItem | None], shape: RowShape
+) -> types.PreferenceBatch:
+  """Packs ranked responses with every response token selected; margins are not read.
+
+  Args:
+    items: G prompts; None is an empty place, for a short last batch.
+    shape: `responses` is K, `response_length` R; prompts with fewer have empty slots.
+
+  Returns:
+    A `PreferenceBatch` without the microbatch axis and without the reference's log-probs.
+
+  Raises:
+    ValueError: a prompt has more than K responses, a response is longer than R, or more rows are
+      needed than `shape.rows`.
+  """
+  G, K = len(items), shape.responses
+  better, _ = _labels(items, K)
+  present = np.array([g for g, it in enumerate(items) if it is not None], np.int64)
+  groups = [it.group for it in items if it is not None]
+  _check_response_length(groups, shape)
+  layout = _lay_out(groups, [score_sizes(g) for g in groups], shape)
+  entry = present[layout.group] * K + layout.branch - 1
+  gather = _whole_responses(layout, shape, entry, G * K)
+  return types.PreferenceBatch(
+    layout.rows, gather, better, gather.mask.any(-1).reshape(G, K), None)
 
 
 def ranking_microbatch(
@@ -227,17 +280,7 @@ def ranking_microbatch(
       needed than `shape.rows`.
   """
   G, K, M = len(items), shape.responses, shape.select_slots
-  better, margin = np.zeros((2, G, K, K), np.float32)
-  for g, it in enumerate(items):
-    if it is None:
-      continue
-    k = len(it.group.branches)
-    if k > K:
-      raise ValueError(f'item {it.group.item} has {k} responses, the shape has {K}')
-    if it.better.shape != (k, k) or it.margin.shape != (k, k):
-      raise ValueError(f'item {it.group.item} has {k} responses, its better and margin are '
-                       f'{it.better.shape} and {it.margin.shape}')
-    better[g, :k, :k], margin[g, :k, :k] = it.better, it.margin
+  better, margin = _labels(items, K)
   present = np.array([g for g, it in enumerate(items) if it is not None], np.int64)
   kept = [it for it in items if it is not None]
   layout = _lay_out([it.group for it in kept], [ranking_sizes(it) for it in kept], shape)

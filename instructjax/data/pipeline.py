@@ -29,6 +29,7 @@ from instructjax.data.placement import (
   ranking_sizes,
   round_up_rows,
   rows_needed,
+  score_sizes,
   split_group,
 )
 
@@ -254,6 +255,12 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
       self._build([None if p < 0 else self._at(int(indices[p]), int(p)) for p in row], rows)
       for row in places])
 
+  def placed(self, step: int) -> list[tuple[int, int]]:
+    """(g, item index) of every item of the batch; g counts over all microbatches in their order."""
+    indices = self.indices(step)
+    places = deal(self._costs[indices], self.microbatches, self.size).ravel().tolist()
+    return [(g, int(indices[place])) for g, place in enumerate(places) if place >= 0]
+
   def utilisation(self, steps: int) -> packing.Utilisation:
     """Mean over the first `steps` batches, of at most one pass."""
     each = [packing.utilisation(self.batch(s).rows) for s in range(min(steps, self.steps()))]
@@ -303,6 +310,42 @@ class RankingLoader(PackedLoader[RankingItem, types.RankingBatch]):
   def _build(self, items: list[RankingItem | None], rows: int) -> types.RankingBatch:
     return packing.ranking_microbatch(
       items, RowShape(rows, self.row_length, self.select_slots, responses=self.responses))
+
+
+class PreferenceLoader(PackedLoader[RankingItem, types.PreferenceBatch]):
+  """Batches of prompts with ranked responses, all of whose tokens are read.
+
+  Args beside those of `PackedLoader`:
+    responses: K.
+    response_length: R.
+    ref_logprobs: of each item, the sums of its responses' log-probs under the reference; None
+      leaves them to the step.
+  """
+
+  def __init__(
+    self, items: Sequence[RankingItem], order: Order, *, batch_size: int, microbatches: int,
+    row_length: int, select_slots: int, rows_multiple: int, responses: int, response_length: int,
+    ref_logprobs: Sequence[np.ndarray] | None = None,
+  ):
+    self.responses, self.response_length = responses, response_length
+    self._ref = ref_logprobs
+    super().__init__(items, [score_sizes(it.group) for it in items], order, batch_size,
+                     microbatches, row_length, select_slots, rows_multiple)
+
+  def batch(self, step: int) -> types.PreferenceBatch:
+    """The numpy record of this step with its microbatch axis."""
+    made = super().batch(step)
+    if self._ref is None:
+      return made
+    ref = np.zeros((self.batch_size, self.responses), np.float32)
+    for place, index in self.placed(step):
+      ref[place, :len(self._ref[index])] = self._ref[index]
+    return dataclasses.replace(
+      made, ref_logprobs=ref.reshape(self.microbatches, self.size, self.responses))
+
+  def _build(self, items: list[RankingItem | None], rows: int) -> types.PreferenceBatch:
+    return packing.preference_microbatch(items, RowShape(
+      rows, self.row_length, self.select_slots, self.responses, self.response_length))
 
 
 class PromptLoader:

@@ -1,4 +1,4 @@
-"""The ranking loss of the reward model (floor 1).
+"""The ranking loss, of the reward model and of policies trained on preferences (floor 1).
 
 A prompt has K responses and labels "i preferred to j" with weights. All pairs of a prompt are one
 batch element, each response is scored once, and the loss is a sum over prompts whose weight
@@ -78,6 +78,65 @@ def ranking_total(
     divisor = jnp.ones_like(kept)
   # A prompt without pairs adds 0 whatever its divisor, and must not divide by 0.
   return jnp.sum(per_prompt / jnp.where(divisor > 0, divisor, 1.0))
+
+
+def implicit_rewards(
+  logprobs: Float[Array, 'G K'],
+  ref_logprobs: Float[Array, 'G K'],
+  response_mask: Bool[Array, 'G K'],
+  *,
+  beta: float,
+) -> Float[Array, 'G K']:
+  """The rewards that a policy stands for, beside its reference; 0 in empty slots.
+
+  Rafailov et al. 2023 (DPO, arXiv 2305.18290), equation 5 without its normaliser, which is the same
+  for all responses of a prompt:
+
+      r = β (log π(response | prompt) - log π_ref(response | prompt))
+
+  `ranking_total` of them is the loss of DPO, equation 7: for K = 2 the paper's own, for more
+  responses over all labelled pairs of a prompt. A policy equal to its reference gives ln 2.
+
+  Args:
+    logprobs: of each response under the policy, summed over its tokens, end-of-text included.
+    ref_logprobs: the same under the reference; no gradient goes into it.
+    response_mask: True where the slot holds a response; other entries may hold anything.
+    beta: β, strength of the anchor, in rewards a nat; above 0.
+
+  Raises:
+    ValueError: beta is not above 0, or the shapes differ.
+  """
+  if beta <= 0:
+    raise ValueError(f'beta must be above 0, got {beta}')
+  check_float(logprobs=logprobs, ref_logprobs=ref_logprobs)
+  check_bool(response_mask=response_mask)
+  check_same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs, response_mask=response_mask)
+  kept = jnp.where(response_mask, logprobs, 0.0)
+  anchor = jax.lax.stop_gradient(jnp.where(response_mask, ref_logprobs, 0.0))
+  return beta * (kept - anchor)
+
+
+def smoothed_labels(
+  labels: Float[Array, 'G K K'], *, label_smoothing: float
+) -> Float[Array, 'G K K']:
+  """Labels of which a share ε is taken to be wrong: the conservative DPO of Mitchell 2023.
+
+      labels_ij <- (1 - ε) labels_ij + ε labels_ji
+
+  A prompt's sum of weights stays, so `ranking_weight` is that of the labels as given.
+
+  Args:
+    labels: `better` of `ranking_total`.
+    label_smoothing: ε in [0, 0.5); 0 leaves the labels as they are.
+
+  Raises:
+    ValueError: ε is outside.
+  """
+  if not 0 <= label_smoothing < 0.5:
+    raise ValueError(f'label_smoothing must be in [0, 0.5), got {label_smoothing}')
+  check_float(labels=labels)
+  check_rank(3, labels=labels)
+  return (1 - label_smoothing) * labels + label_smoothing * jnp.swapaxes(labels, 1, 2)
 
 
 def ranking_weight(
