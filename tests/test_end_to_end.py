@@ -101,12 +101,12 @@ def test_the_rows_of_the_report_are_there(finished):
   assert len(found) == len(rows), 'two rows of one name'
   best = [f'sft_best_of_{n}' for n in config.evaluate.best_of]
   for judge in ('gold', 'reward_model'):
-    for model in ('base', 'rl_init', 'ppo_ptx', 'ppo_ptx_ema', 'sft_best_temperature',
+    for model in ('base', 'rl_init', 'ppo_ptx', 'ppo_ptx_raw', 'sft_best_temperature',
                   'demonstrations', 'maximum', *best):
       for metric in ('win_rate', 'win_rate_no_ties'):
         assert (metric, model, 'sft', judge) in found
     assert ('win_rate', 'ppo_ptx', 'sft_best_temperature', judge) in found
-  for model in ('sft', 'base', 'rl_init', 'ppo_ptx', 'ppo_ptx_ema'):
+  for model in ('sft', 'base', 'rl_init', 'ppo_ptx', 'ppo_ptx_raw'):
     for metric in ('response_length', 'end_rate', 'distinct_1', 'distinct_2', 'kl', 'tax',
                    'pretrain_loss'):
       assert (metric, model, None, None) in found, (metric, model)
@@ -130,6 +130,17 @@ def test_the_report_is_written(finished):
   assert written.html.stat().st_size > 10_000
   rows = json.loads((workdir / 'report.json').read_text())['rows']
   assert any(r['metric'] == 'win_rate' and r['model'] == 'ppo_ptx' for r in rows)
+
+
+def test_every_check_and_plot_finds_what_it_reads(finished):
+  """A check of a metric that nobody logs would never fail."""
+  config, workdir = finished
+  written = report.write_report(workdir, list(config.stages), title=config.title, seed=config.seed)
+  absent = [f'{c.stage}: {c.name}, {c.seen}' for found in written.checks.values() for c in found
+            if c.status == 'absent']
+  assert not absent
+  text = written.markdown.read_text()
+  assert 'Not recorded, so not drawn' not in text
 
 
 def test_a_second_run_skips_everything(finished, capsys):

@@ -77,7 +77,7 @@ def ppo_metrics(rng, steps, tax):
         'value/loss': 0.5 * np.exp(-3 * x) + 0.1,
         'value/explained_variance': 0.6 * (1 - np.exp(-5 * x)) - 0.05,
         'ptx/loss': 1.21 - 0.01 * x + 0.01 * rng.normal(),
-        'grad_cosine/policy_ptx': -0.02,
+        'grad_cosine/ppo_ptx': -0.02,
       }
     )
     if t == 1 or t % 10 == 0:

@@ -199,6 +199,18 @@ CASES = [
   ),
   (checks_ppo.reward_rises, scored([0, 1]), scored([0, -1]), 'fail'),
   (
+    checks.preference_loss_below_chance,
+    {'metrics': held_out('dpo/loss', [0.69, 0.6])},
+    {'metrics': held_out('dpo/loss', [0.69, 0.8])},
+    'fail',
+  ),
+  (
+    checks.preferences_ordered,
+    {'metrics': held_out('ranking/accuracy', [0.5, 0.7])},
+    {'metrics': held_out('ranking/accuracy', [0.5, 0.4])},
+    'fail',
+  ),
+  (
     checks_ppo.not_overoptimised,
     {'metrics': gold([0, 1, 2], [5, 5.4, 5.9])},
     {'metrics': gold([0, 1, 9], [5, 5.4, 3.0])},
@@ -218,8 +230,8 @@ CASES = [
   ),
   (
     checks_ppo.terms_not_opposed,
-    logged('grad_cosine/policy_ptx', 0.0),
-    logged('grad_cosine/policy_ptx', -0.8),
+    logged('grad_cosine/ppo_ptx', 0.0),
+    logged('grad_cosine/ppo_ptx', -0.8),
     'warn',
   ),
 ]
@@ -273,6 +285,16 @@ def test_bfloat16_has_its_own_tolerance():
   assert checks_ppo.ratio_one(evidence(metrics, {'compute_dtype': 'bfloat16'})).status == 'pass'
 
 
+def test_the_ratios_tolerance_grows_with_the_rarest_tokens_log_prob():
+  metrics = series('policy/first_log_ratio_max', [3e-5])
+  assert checks_ppo.ratio_one(evidence(metrics)).status == 'warn'
+  rare = [{**m, 'rollout/surprise_max': 8.0} for m in metrics]
+  assert checks_ppo.ratio_one(evidence(rare)).status == 'pass'
+  for m in rare:
+    m['rollout/surprise_max'] = 0.1
+  assert checks_ppo.ratio_one(evidence(rare)).status == 'warn'
+
+
 def test_late_first_log_says_nothing_about_the_start():
   metrics = series('rollout/kl', [0.4], first_step=10)
   assert checks_ppo.kl_starts_at_zero(evidence(metrics)).status == 'absent'
@@ -288,6 +310,19 @@ def test_stage_kinds_and_the_worst_status():
   assert verdict.stage_kind('reward_model_2') == 'reward_model'
   assert verdict.stage_kind('sftx') is None
   assert verdict.judge_stage('other', [], {}, []) == []
+  # A name that tells nothing leaves it to the kind of the stage's config.
+  assert verdict.stage_kind('ptx_control', 'language') == 'language'
+  assert verdict.stage_kind('sft', 'language') == 'sft'
+  assert verdict.stage_kind('other', 'unheard of') is None
+  names = [c.name for c in verdict.judge_stage('ptx_control', [], {}, [], 'language')]
+  assert 'training loss falls' in names
+
+
+def test_a_second_evaluation_is_not_held_against_the_recipes_policy():
+  rows = [{**dict.fromkeys(('stage', 'seed', 'n', 'low', 'high')), 'metric': 'win_rate',
+           'model': 'ppo_ptx', 'baseline': 'sft', 'judge': 'gold', 'value': 0.2}]
+  found = verdict.judge_stage('evaluate_plain', [], {'complete': True, 'models_only': True}, rows)
+  assert [c.status for c in found] == ['pass']
   make = lambda s: Check('x', s, '', '', s, '')  # noqa: E731
   assert verdict.stage_status([make('pass'), make('absent')]) == 'pass'
   assert verdict.stage_status([make('warn'), make('pass'), make('fail')]) == 'fail'

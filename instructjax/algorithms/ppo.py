@@ -268,8 +268,8 @@ def score_samples(
     p, s, scores = microbatch
     rows, gather = scoring.episode_rows(p.tokens, p.length, p.item, s.tokens, s.mask)
     read = lambda slots: scoring.to_responses(slots, gather)  # noqa: E731
-    old = scoring.token_scores(policy, params['policy'], rows, gather.select)
-    reference = scoring.token_scores(ref, ref_params, rows, gather.select)
+    old = scoring.token_scores(policy, params['policy'], rows, gather.select, entropy=False)
+    reference = scoring.token_scores(ref, ref_params, rows, gather.select, entropy=False)
     estimates = scoring.values(value, params['value'], rows, gather.select)
     return Experience(
       rows=rows, gather=gather, old_logprobs=read(old.logprobs),
@@ -297,6 +297,7 @@ def rollout_metrics(experience: Experience, samples: Samples, settings: PPOSetti
     'rollout/score_max': Max(e.scores.max()),
     'rollout/kl': Mean.of(k1.sum(-1), everywhere),
     'rollout/kl_k3': Mean.of(k3.sum(-1), everywhere),
+    'rollout/surprise_max': Max(jnp.where(mask, -e.old_logprobs, 0).max()),
     'rollout/log_ratio_ref_max': Max(jnp.where(mask, jnp.abs(k1), 0).max()),
     'rollout/length': Mean.of(mask.sum(-1), everywhere),
     'rollout/end_rate': Mean.of(e.ended, everywhere),

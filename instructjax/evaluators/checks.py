@@ -212,6 +212,29 @@ def agrees_with_gold(e: Evidence) -> Check:
   return Check(e.stage, name, expected, show_interval(row), status, hint)
 
 
+# --- dpo
+
+
+def preference_loss_below_chance(e: Evidence) -> Check:
+  name, expected = 'held-out loss below chance', 'below ln 2, the loss at the reference'
+  loss = e.last('dpo/loss', 'valid')
+  if loss is None:
+    return absent(e.stage, name, expected, 'dpo/loss')
+  status = graded(loss, (0.0, math.log(2) - 0.01), (0.0, math.log(2)))
+  hint = 'nothing learnt, or overfitted: learning rate, beta, fewer epochs; are chosen and rejected'
+  return Check(e.stage, name, expected, show(loss), status, f'{hint} the right way round?')
+
+
+def preferences_ordered(e: Evidence) -> Check:
+  name, expected = 'implicit rewards order held-out pairs', 'accuracy above 0.55'
+  accuracy = e.last('ranking/accuracy', 'valid')
+  if accuracy is None:
+    return absent(e.stage, name, expected, 'ranking/accuracy')
+  status = graded(accuracy, (0.55, 1.0), (0.5, 1.0))
+  hint = 'the policy does not follow the labels: learning rate, beta, number of rankings'
+  return Check(e.stage, name, expected, show(accuracy), status, hint)
+
+
 # --- evaluation
 
 

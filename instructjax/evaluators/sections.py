@@ -18,11 +18,14 @@ MODELS = (
   'sft_best_of_4',
   'sft_best_of_16',
   'rl_init',
-  'rl_init_ptx',
+  'ptx_control',
+  'dpo',
   'ppo',
   'ppo_ema',
+  'ppo_plain',
   'ppo_ptx',
   'ppo_ptx_ema',
+  'ppo_ptx_raw',
   'demonstrations',
   'maximum',
 )
@@ -34,11 +37,16 @@ MODEL_WORDS = {
   'sft_best_of_4': 'SFT, best of 4',
   'sft_best_of_16': 'SFT, best of 16',
   'rl_init': 'rl_init (start)',
-  'rl_init_ptx': 'rl_init + ptx, no PPO',
   'ppo': 'PPO',
   'ppo_ema': 'PPO (EMA)',
   'ppo_ptx': 'PPO-ptx',
   'ppo_ptx_ema': 'PPO-ptx (EMA)',
+  'ppo_ptx_raw': 'PPO-ptx (raw weights)',
+  'ppo_plain': 'plain PPO',
+  'ptx_control': 'rl_init + ptx, no PPO',
+  'ppo_tax_plain': 'PPO, no KL penalty',
+  'ppo_tax_ptx': 'PPO-ptx, no KL penalty',
+  'dpo': 'DPO',
   'demonstrations': 'demonstrations',
   'maximum': 'maximum',
 }
@@ -391,4 +399,7 @@ def judge_all(
   files: Sequence[StageFiles], rows: Sequence[dict[str, Any]]
 ) -> dict[str, list[Check]]:
   """The checks of each stage, by its name."""
-  return {f.stage: verdict.judge_stage(f.stage, f.metrics, f.summary, rows) for f in files}
+  return {
+    f.stage: verdict.judge_stage(f.stage, f.metrics, f.summary, rows, f.config.get('kind'))
+    for f in files
+  }

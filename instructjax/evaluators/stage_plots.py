@@ -40,8 +40,33 @@ _CANDIDATES = (
 )
 PANELS: dict[str, tuple[Panel, ...]] = {
   'pretrain': _LANGUAGE[:1],
-  'sft': (*_LANGUAGE, *_CANDIDATES),
+  'sft': _LANGUAGE,
   'rl_init': _LANGUAGE,
+  'language': _LANGUAGE,
+  'dpo': (
+    Panel(
+      'loss',
+      'DPO loss',
+      'nats a pair',
+      (('training', 'dpo/loss', 'train'), ('held out', 'dpo/loss', 'valid')),
+    ),
+    Panel(
+      'accuracy',
+      'Pairs ordered as the labeler',
+      '%',
+      (('training', 'ranking/accuracy', 'train'), ('held out', 'ranking/accuracy', 'valid')),
+      share=True,
+    ),
+    Panel(
+      'rewards',
+      'Implicit rewards',
+      'beta x nats',
+      (
+        ('chosen, held out', 'dpo/chosen_reward', 'valid'),
+        ('rejected, held out', 'dpo/rejected_reward', 'valid'),
+      ),
+    ),
+  ),
   'collect': (),
   'select': _CANDIDATES,
   'evaluate': (),
@@ -130,11 +155,18 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 }
 
 
+def _logged(stage: StageFiles, kind: str | None) -> list[dict]:
+  """What the panels read: the metrics, or what `select` measured of each candidate."""
+  if kind != 'select':
+    return stage.metrics
+  return [{**c, 'split': 'valid'} for c in stage.summary.get('candidates', [])]
+
+
 def stage_figures(stage: StageFiles) -> list:
   """The plots of a stage, and one line that names those without data."""
-  kind = stage_kind(stage.stage)
+  kind = stage_kind(stage.stage, stage.config.get('kind'))
   panels = () if kind is None else PANELS[kind]
-  evidence = Evidence(stage.stage, stage.metrics, stage.summary, [])
+  evidence = Evidence(stage.stage, _logged(stage, kind), stage.summary, [])
   made, missing = [], []
   for panel in panels:
     series = {}

@@ -48,6 +48,14 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Check], ...]] = {
     checks_ppo.pretraining_kept,
     checks_ppo.terms_not_opposed,
   ),
+  # Kinds whose stages may have any name; the others go by their names.
+  'language': _LANGUAGE,
+  'dpo': (
+    checks.complete,
+    checks.finite_metrics,
+    checks.preference_loss_below_chance,
+    checks.preferences_ordered,
+  ),
   'evaluate': (
     checks.complete,
     checks.policy_beats_baseline,
@@ -59,10 +67,15 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Check], ...]] = {
 }
 
 
-def stage_kind(stage: str) -> str | None:
-  """Kind of a stage by its name: `ppo_plain` is a `ppo`, `sft_large` an `sft`; None if unknown."""
-  fitting = [kind for kind in CHECKS if stage == kind or stage.startswith(kind + '_')]
-  return max(fitting, key=len) if fitting else None
+def stage_kind(stage: str, kind: str | None = None) -> str | None:
+  """Kind of a stage by its name: `ppo_plain` is a `ppo`, `sft_large` an `sft`.
+
+  A name that tells nothing leaves it to the `kind` of the stage's config; None if that is unknown.
+  """
+  fitting = [k for k in CHECKS if stage == k or stage.startswith(k + '_')]
+  if fitting:
+    return max(fitting, key=len)
+  return kind if kind in CHECKS else None
 
 
 def judge_stage(
@@ -70,6 +83,7 @@ def judge_stage(
   metrics: Sequence[dict[str, Any]],
   summary: dict[str, Any],
   rows: Sequence[dict[str, Any]],
+  kind: str | None = None,
 ) -> list[Check]:
   """The checks of one stage.
 
@@ -78,14 +92,18 @@ def judge_stage(
     metrics: Objects of metrics.jsonl, each with `step` and `split`.
     summary: summary.json, {} where there is none.
     rows: Long-form rows of all stages of the run, since some checks need the evaluation.
+    kind: Of the stage's config, for a name that does not tell.
 
   Returns:
     One Check per line, in the order to read them; empty for a kind without checks.
   """
-  kind = stage_kind(stage)
+  kind = stage_kind(stage, kind)
   if kind is None:
     return []
   evidence = Evidence(stage, metrics, summary, rows)
+  if kind == 'evaluate' and summary.get('models_only'):
+    # The checks are about the recipe's policy, which another evaluation judges.
+    return [checks.complete(evidence)]
   return [check(evidence) for check in CHECKS[kind]]
 
 

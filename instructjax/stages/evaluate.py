@@ -27,7 +27,8 @@ class Evaluation:
 
   def __init__(self, ctx: Context, name: str, c):
     self.ctx, self.name, self.c = ctx, name, c
-    self.seed = ctx.seed(f'{name} bootstrap')
+    # Not of the stage's name: evaluations of a run share the samples of what they have in common.
+    self.seed = ctx.seed('evaluate bootstrap')
     self.prompts = sampling.prompt_set(ctx, 'test', c.prompts)
     self.evaluator = sampling.make_evaluator(ctx, c.batch_size)
     self.reward = None if c.reward is None else ctx.load(c.reward, 'reward')
@@ -50,7 +51,7 @@ class Evaluation:
   def sample(self, params, tag: str, *, temperature: float = 1.0, samples: int | None = None):
     """Answers of a model to the test prompts; `tag` names the stream of random numbers."""
     responses = self.evaluator.sample(
-      params, self.prompts.tokens, self.ctx.key(f'{self.name} {tag}'),
+      params, self.prompts.tokens, self.ctx.key(f'evaluate {tag}'),
       samples=self.c.samples if samples is None else samples, temperature=temperature)
     return self.judge(self.prompts, responses)
 
@@ -124,7 +125,7 @@ class Evaluation:
     few = self.prompts.first(self.c.best_of_prompts)
     pool = max(n_values)
     responses = self.evaluator.sample(
-      self.baseline, few.tokens, self.ctx.key(f'{self.name} best of'), samples=pool)
+      self.baseline, few.tokens, self.ctx.key('evaluate best of'), samples=pool)
     mine = self.judge(few, responses)
     rows = []
     for n in n_values:
@@ -150,7 +151,7 @@ class Evaluation:
     scores = {}
     for temperature in self.c.temperatures:
       responses = self.evaluator.sample(
-        self.baseline, valid.tokens, self.ctx.key(f'{self.name} temperature'), samples=1,
+        self.baseline, valid.tokens, self.ctx.key('evaluate temperature'), samples=1,
         temperature=temperature)
       scores[temperature] = float(self.evaluator.scores(
         self.ctx.model('reward'), self.reward, valid.tokens, responses).mean())
@@ -213,11 +214,12 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   ev = Evaluation(ctx, name, c)
   baseline = ev.sample(ev.baseline, 'baseline')
   rows, measured = [], {c.baseline: baseline}
-  rows += ev.describe(c.baseline, baseline) + ev.distance(c.baseline, ev.baseline, baseline)
   temperature = ev.best_temperature()
   tuned = ev.sample(ev.baseline, 'best temperature', temperature=temperature)
   tuned_name = f'{c.baseline}_best_temperature'
-  rows += ev.wins(tuned_name, tuned, c.baseline, baseline) + ev.describe(tuned_name, tuned)
+  if not c.models_only:
+    rows += ev.describe(c.baseline, baseline) + ev.distance(c.baseline, ev.baseline, baseline)
+    rows += ev.wins(tuned_name, tuned, c.baseline, baseline) + ev.describe(tuned_name, tuned)
   for model, (stage, weights) in c.models.items():
     params = ctx.load(stage, 'policy', weights=weights)
     mine = ev.sample(params, model)
@@ -225,8 +227,9 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     rows += ev.wins(model, mine, c.baseline, baseline)
     rows += ev.wins(model, mine, tuned_name, tuned)
     rows += ev.describe(model, mine) + ev.distance(model, params, mine)
-  rows += ev.best_of(tuple(c.best_of), baseline)
-  if ctx.corpus.has_gold:
+  if not c.models_only:
+    rows += ev.best_of(tuple(c.best_of), baseline)
+  if ctx.corpus.has_gold and not c.models_only:
     rows += _people(ev, baseline)
     if ev.reward is not None:
       rows += feedback.judge_reward_model(ctx, ev, c)
@@ -240,4 +243,4 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   wins = {r['model']: r['value'] for r in rows if r['metric'] == 'win_rate'
           and r['baseline'] == c.baseline and r['judge'] == (
             'gold' if ctx.corpus.has_gold else 'reward_model')}
-  return {'best_temperature': temperature, 'win_rates': wins}, rows
+  return {'best_temperature': temperature, 'win_rates': wins, 'models_only': c.models_only}, rows

@@ -37,7 +37,7 @@ def judge_reward_model(ctx, ev, c) -> list[dict]:
   rng = np.random.default_rng(ev.seed)
   prompts = ev.prompts
   responses = ev.evaluator.sample(
-    ev.ref, prompts.tokens, ctx.key(f'{ev.name} agreement'), samples=c.samples)
+    ev.ref, prompts.tokens, ctx.key('evaluate agreement'), samples=c.samples)
   own = ev.judge(prompts, responses)
   scores, gold = own.judged['reward_model'], own.judged['gold']
   rows = [row('gold_agreement', 'reward_model', statistics.gold_agreement(
