@@ -269,6 +269,9 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   c.temperature = 1.0
   c.top_k = 0
   c.top_p = 1.0
+  # Responses that grow at a time, over all devices; a slot whose response ends takes the next one.
+  # Fewer slots need less cache; None: all episodes at once, until the longest has ended.
+  c.rollout_slots = placeholder(int)
   # Policy average: decay, counted by 'update' or 'step' (iteration).
   c.ema_decay = 0.992
   c.ema_unit = 'update'
@@ -287,12 +290,43 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   return c
 
 
+def dpo(*, init: str, ref: str, rankings: str, batch_size: int, row_length: int, peak: float):
+  """A policy trained on rankings directly (Rafailov et al. 2023), without a reward model."""
+  c = _training('dpo')
+  # Where the policy starts, and the reference of its implicit rewards.
+  c.init = init
+  c.ref = ref
+  # Where the rankings come from: a `collect` stage, or 'data' for the recipe's own files.
+  c.rankings = rankings
+  # Prompts (not pairs, not responses) in a batch; tokens in a packed row.
+  c.batch_size = batch_size
+  c.row_length = row_length
+  c.train_epochs = 1.0
+  c.train_steps = placeholder(int)
+  # Implicit reward of a response = beta x (its log-prob minus the reference's), in rewards a nat.
+  c.beta = 0.1
+  # Share of the labels taken to be wrong, in [0, 0.5).
+  c.label_smoothing = 0.0
+  # As for the reward model.
+  c.pair_divisor = 'kept'
+  # The reference's log-probs: 'online' runs it in every step, 'precomputed' once over all
+  # rankings, after which it needs no memory.
+  c.ref_logprobs = 'online'
+  c.dropout = 0.0
+  c.valid_examples = 512
+  c.optimizer = optimizer(peak)
+  return c
+
+
 def evaluate(*, prompts: int) -> ConfigDict:
   """Win rates, KL, tax and samples of the models named."""
   c = ConfigDict()
   c.kind = 'evaluate'
   # Names in the report -> (stage, weights): 'params', 'ema', or None for what the stage released.
   c.models = ConfigDict()
+  # True leaves out what does not hang on `models`: the baseline's own rows, best-of-n, the
+  # demonstrations, the judging of the reward model. For a second evaluation in a run.
+  c.models_only = False
   # ppo stages whose (KL, tax) is traced over their checkpoints.
   c.traces = ()
   # The language stage whose row length and text serve as the held-out documents.

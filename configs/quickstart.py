@@ -3,8 +3,10 @@
   python -m instructjax --config=configs/quickstart.py --workdir=runs/quickstart
 
 Arguments: `:test` is a run of a minute for tests; `:plain` adds plain PPO and the control that
-gets the same ptx text without PPO; `:sweep` adds PPO over ptx_coef and kl_coef. In the workdir of
-a finished run only what was added is computed. `seed=N` seeds everything, the world included.
+gets the same ptx text without PPO; `:tax` adds PPO and PPO-ptx that nothing holds near the start,
+for the alignment tax at equal KL; `:dpo` adds DPO on the same rankings; `:sweep` adds PPO over
+ptx_coef and kl_coef. In the workdir of a finished run only what was added is computed. `seed=N`
+seeds everything, the world included.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +43,7 @@ def data() -> ConfigDict:
 
 def get_config(arg: str = '') -> ConfigDict:
   """The recipe; see the module's docstring for `arg`."""
-  arg = parse_arg(arg, test=False, plain=False, sweep=False, seed=1)
+  arg = parse_arg(arg, test=False, plain=False, tax=False, dpo=False, sweep=False, seed=1)
   c = ConfigDict()
   c.title = 'instructjax quickstart: the InstructGPT recipe in a miniature world'
   c.seed = arg.seed
@@ -102,21 +104,26 @@ def get_config(arg: str = '') -> ConfigDict:
 
   c.evaluate = common.evaluate(prompts=1_000)
   c.evaluate.models = ConfigDict({
-    'base': ('pretrain', None), 'rl_init': ('rl_init', None), 'ppo_ptx': ('ppo', 'params'),
-    'ppo_ptx_ema': ('ppo', 'ema')})
+    'base': ('pretrain', None), 'rl_init': ('rl_init', None), 'ppo_ptx': ('ppo', None),
+    'ppo_ptx_raw': ('ppo', 'params')})
   c.evaluate.traces = ('ppo',)
-  if arg.plain:
-    _add_plain(c)
-  if arg.sweep:
-    _add_sweep(c)
   if arg.test:
     _shrink(c)
+  if arg.plain:
+    _add_plain(c)
+  if arg.tax:
+    _add_tax(c)
+  if arg.dpo:
+    _add_dpo(c)
+  if arg.sweep:
+    _add_sweep(c)
   return c
 
 
 def _also(c: ConfigDict, name: str, arms: dict[str, ConfigDict]) -> None:
   """Adds stages and an evaluation of them; the stages of the main run stay as they are."""
   c[name] = c.evaluate.copy_and_resolve_references()
+  c[name].models_only = True
   c[name].models = ConfigDict({stage: (stage, None) for stage in arms})
   c[name].traces = tuple(s for s, sub in arms.items() if sub.kind == 'ppo')
   for stage, sub in arms.items():
@@ -142,13 +149,36 @@ def _add_plain(c: ConfigDict) -> None:
   _also(c, 'evaluate_plain', {'ppo_plain': plain, 'ptx_control': control})
 
 
+def _add_tax(c: ConfigDict) -> None:
+  """Both arms of the tax comparison: equal but for ptx_coef, without a KL penalty.
+
+  With the penalty of `ppo` neither arm goes beyond a KL of about 1.5, where plain PPO has paid
+  little yet. `python -m instructjax.report RUN... --out DIR --ppo-stage ppo_tax_plain --ptx-stage
+  ppo_tax_ptx` compares their traces.
+  """
+  arms = {}
+  for name, coef in (('ppo_tax_plain', 0.0), ('ppo_tax_ptx', c.ppo.ptx_coef)):
+    arms[name] = c.ppo.copy_and_resolve_references()
+    arms[name].update({'ptx_coef': coef, 'kl_coef': 0.0, 'release': 'raw'})
+  _also(c, 'evaluate_tax', arms)
+
+
+def _add_dpo(c: ConfigDict) -> None:
+  """DPO from where PPO starts, on the rankings that the reward model learnt from."""
+  arm = common.dpo(
+    init='rl_init', ref='rl_init', rankings='collect', batch_size=32, row_length=256, peak=3e-4)
+  arm.optimizer.schedule.warmup_steps = 20
+  _also(c, 'evaluate_dpo', {'dpo': arm})
+
+
 def _add_sweep(c: ConfigDict) -> None:
-  """ptx_coef 0, 1, 5, 27.8 at three strengths of the KL penalty, all else as in `ppo`."""
+  """ptx_coef 0, 1, 5, 27.8 at three strengths of the KL penalty, 30 iterations each."""
   arms = {}
   for kl in (0.5, 1.0, 2.0):
     for coef in (0.0, 1.0, 5.0, 27.8):
       arm = c.ppo.copy_and_resolve_references()
       arm.ptx_coef, arm.kl_coef = coef, c.ppo.kl_coef * kl
+      arm.train_steps = min(30, c.ppo.train_steps)
       arms[f'ppo_sweep_ptx{coef:g}_kl{arm.kl_coef:g}'.replace('.', '_')] = arm
   _also(c, 'evaluate_sweep', arms)
   # Where each arm ends is enough here.

@@ -15,6 +15,10 @@ WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where checkpoints, metrics and the report go. A run that was stopped goes on '
   'from here.')
 
+PROFILE = flags.DEFINE_string(
+  'profile', None, 'STAGE:FIRST-LAST, as in ppo:3-5: traces these steps of a stage into its '
+  "directory `profile`, for TensorBoard or Perfetto. A stage's first steps hold its compilation.")
+
 
 def _use_compilation_cache() -> None:
   """Keeps compiled programs, so that a second run or a resumed one starts quickly."""
@@ -33,6 +37,7 @@ def main(arguments: list[str]) -> None:
   # Imported after the flags are parsed, so that --help is quick and the environment is set.
   from instructjax import config as config_lib
   from instructjax import pipeline, report
+  from instructjax.profiling import parse_profile
   from instructjax.stages.training import Stopped
 
   logging.set_verbosity(logging.ERROR)
@@ -43,7 +48,8 @@ def main(arguments: list[str]) -> None:
   print(f'{config.title}\nstages: {", ".join(config.stages)}\nneeds: {config.needs}; '
         f'{free / 2**30:.0f} GiB are free at {workdir}')
   try:
-    pipeline.run(config, workdir)
+    profile = None if PROFILE.value is None else parse_profile(PROFILE.value)
+    pipeline.run(config, workdir, profile=profile)
   except Stopped as stopped:
     print(f'{stopped}; run the same command to go on')
     return

@@ -135,50 +135,6 @@ def duration_fields(name: str) -> tuple[str, ...]:
   return tuple(f'{name}_{unit}' for unit in DURATION_UNITS)
 
 
-def check_fields(
-  config: Mapping[str, Any], *known: str, where: str, durations: Iterable[str] = ()
-) -> None:
-  """Raises unless `config` has exactly the fields `known` and a spelling of each duration.
-
-  Args:
-    config: one level of a config.
-    *known: names that must be there.
-    where: dotted place of this level, for the message.
-    durations: names such as "total", each spelled as one of `duration_fields(name)`. A spelling
-      whose value is None counts as not given; that exactly one is given is `duration`'s check.
-
-  Raises:
-    ValueError: naming the unknown and the missing fields, and the known ones.
-  """
-  spellings = [field for name in durations for field in duration_fields(name)]
-  allowed = {*known, *spellings}
-  for field in config:
-    if field not in allowed:
-      raise ValueError(f'{where}: unknown field {field!r}{_suggest(field, allowed)}')
-  missing = [field for field in known if field not in config]
-  missing += [
-    '|'.join(duration_fields(name))
-    for name in durations
-    if not any(field in config for field in duration_fields(name))
-  ]
-  if missing:
-    raise ValueError(f'{where}: missing fields: {", ".join(missing)}')
-
-
-def require_divides(divisor: int, number: int, *, number_name: str, divisor_name: str) -> int:
-  """Returns `number // divisor`; raises ValueError naming both and the nearest that work."""
-  if divisor < 1:
-    raise ValueError(f'{divisor_name} is {divisor}; it must be at least 1')
-  if number % divisor:
-    below = number - number % divisor
-    nearest = [str(value) for value in (below, below + divisor) if value > 0]
-    raise ValueError(
-      f'{number_name} {number} is not divisible by {divisor_name} {divisor}; nearest that work: '
-      f'{", ".join(nearest)}'
-    )
-  return number // divisor
-
-
 def require_range(
   name: str, value: float, low: float | None = None, high: float | None = None
 ) -> None:

@@ -8,7 +8,8 @@ import jax
 from instructjax import config as config_lib
 from instructjax import hooks
 from instructjax.display import stage_table
-from instructjax.stages import collect, evaluate, language, ppo, reward_model, select
+from instructjax.profiling import ProfiledSteps
+from instructjax.stages import collect, dpo, evaluate, language, ppo, reward_model, select
 from instructjax.stages.context import Context, make_context
 
 KINDS = {
@@ -17,6 +18,7 @@ KINDS = {
   'reward_model': reward_model.run,
   'select': select.run,
   'ppo': ppo.run,
+  'dpo': dpo.run,
   'evaluate': evaluate.run,
 }
 
@@ -27,6 +29,7 @@ SOURCES = {
   'reward_model': ('init', 'rankings'),
   'select': ('candidates', 'reward'),
   'ppo': ('init', 'ref', 'reward'),
+  'dpo': ('init', 'ref', 'rankings'),
   'evaluate': ('baseline_stage', 'ref', 'reward'),
 }
 
@@ -56,6 +59,8 @@ def check(config, workdir: pathlib.Path) -> None:
       raise ValueError(f'config.stages names {name!r} twice')
     if kind == 'ppo':
       ppo.check_config(name, config[name])
+    if kind == 'dpo':
+      dpo.check_config(name, config[name])
     for field, source in _sources(config, name):
       _check_source(config, workdir, number, f'config.{name}.{field}', source, known)
 
@@ -115,7 +120,8 @@ def run_stage(ctx: Context, name: str) -> dict:
   _report_rejected(ctx, name, before)
   summary = {
     **summary, 'seconds': time.monotonic() - began,
-    'peak_memory_bytes': hooks.peak_memory_bytes()}
+    'peak_memory_bytes': hooks.peak_memory_bytes(),
+    'peak_device_memory_bytes': hooks.peak_device_memory_bytes()}
   ctx.finish(name, summary, rows)
   shown = {k: v for k, v in summary.items() if isinstance(v, (int, float, str))}
   stage_table(name, shown)
@@ -130,8 +136,15 @@ def _report_rejected(ctx: Context, where: str, before: int) -> None:
     print(f'{where}: set aside {new} rows (rejected.jsonl); in all {ctx.rejected.counts()}')
 
 
-def run(config, workdir: str | pathlib.Path) -> Context:
+def run(
+  config, workdir: str | pathlib.Path, *, profile: ProfiledSteps | None = None
+) -> Context:
   """Runs the recipe's stages in `workdir`; complete ones are skipped, begun ones resumed.
+
+  Args:
+    config: the locked recipe.
+    workdir: made if it is not there.
+    profile: steps of a stage to trace.
 
   Raises:
     ValueError: the recipe or the directory cannot be used; nothing has been computed then.
@@ -139,8 +152,12 @@ def run(config, workdir: str | pathlib.Path) -> Context:
   """
   workdir = pathlib.Path(workdir).absolute()
   check(config, workdir)
+  if profile is not None and profile.stage not in config.stages:
+    raise ValueError(f'profile: {profile.stage!r} is no stage of this recipe '
+                     f'({", ".join(config.stages)})')
   _claim(config, workdir)
   ctx = make_context(config, workdir)
+  ctx.profile = profile
   _report_rejected(ctx, 'data', 0)
   with ctx.stopper:
     for name in config.stages:

@@ -114,23 +114,6 @@ def test_epochs_cover_every_example_and_no_more_than_a_batch_beyond(examples, ba
 # --- checks --------------------------------------------------------------------------------------
 
 
-def test_check_fields():
-  level = {'lr': 1.0, 'total_steps': 3}
-  c.check_fields(level, 'lr', where='stages.sft', durations=('total',))
-  with pytest.raises(ValueError, match=r"stages.sft: unknown field 'lr' \(did you mean 'lrs'\?\)"):
-    c.check_fields(level, 'lrs', where='stages.sft', durations=('total',))
-  with pytest.raises(ValueError, match=r'missing fields: seed, warmup_steps\|warmup_epochs\|'):
-    c.check_fields(level, 'lr', 'seed', where='stages.sft', durations=('total', 'warmup'))
-
-
-def test_require_divides_names_both_numbers_and_the_nearest():
-  assert c.require_divides(8, 32, number_name='batch_size', divisor_name='devices') == 4
-  with pytest.raises(ValueError, match=r'batch_size 30 .* devices 8; nearest that work: 24, 32'):
-    c.require_divides(8, 30, number_name='batch_size', divisor_name='devices')
-  with pytest.raises(ValueError, match=r'nearest that work: 8$'):
-    c.require_divides(8, 3, number_name='batch_size', divisor_name='devices')
-
-
 def test_require_range_and_choice():
   c.require_range('gamma', 1.0, 0.0, 1.0)
   c.require_range('scale', 5.0, 0.0)

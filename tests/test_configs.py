@@ -18,7 +18,8 @@ GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'quickstart.json'
 RECIPES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'common')
 
 # Arguments beside '' and 'test' that a recipe offers.
-PRESETS = {'quickstart': ('plain', 'plain,test', 'seed=7', 'sweep', 'sweep,plain'),
+PRESETS = {'quickstart': (
+  'plain', 'plain,test', 'tax', 'dpo', 'dpo,test', 'seed=7', 'sweep', 'sweep,plain'),
            'real_text': ('data_dir=some/where', 'seed=3')}
 CASES = [(r, a) for r in RECIPES for a in ('', 'test', *PRESETS.get(r, ()))]
 
@@ -65,6 +66,8 @@ def test_stages_of_a_kind_have_the_same_fields(recipe, argument):
       init='a', rankings='b', batch_size=1, row_length=8, peak=1.0),
     'select': common.select(candidates='a', reward='b', prompts=1),
     'ppo': common.ppo(init='a', ref='b', reward='c', batch_size=1, steps=1),
+    'dpo': common.dpo(
+      init='a', ref='b', rankings='c', batch_size=1, row_length=8, peak=1.0),
     'evaluate': common.evaluate(prompts=1)}
   config = build(recipe, argument)
   for stage in config.stages:

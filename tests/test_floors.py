@@ -22,7 +22,7 @@ FLOORS = (
   ('data.*', 'scoring', 'generation'),
   ('optimizer', 'train_state', 'algorithm', 'train_step'),
   ('algorithms.*',),
-  ('checkpoint', 'evaluators.*', 'hooks', 'display', 'report'),
+  ('checkpoint', 'evaluators.*', 'hooks', 'profiling', 'display', 'report'),
   ('loop',),
   ('stages.*', 'pipeline', '__main__', 'plan', 'benchmarks.*'),
 )

@@ -64,7 +64,7 @@ def function_scores(part: FunctionReward, rows, samples, decode: Callable) -> np
 def make_collect(
   settings: ppo.PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
   sampling: Sampling, parts: tuple, decode: Callable, mesh: Mesh,
-  generation_shardings: Any | None,
+  generation_shardings: Any | None, *, slots: int | None = None,
 ) -> Callable:
   """The rollout of PPO.
 
@@ -76,6 +76,7 @@ def make_collect(
     mesh: batch arrays are split over its data and fsdp axes.
     generation_shardings: shardings of the policy while it generates, where they differ from those
       it trains with; it is then resharded once an iteration.
+    slots: responses that grow at a time, see `generation.generate`; None: all of an iteration.
 
   Returns:
     collect(params, frozen, extras, batch, key), where the batch holds 'prompts' (`Prompts`, [n,
@@ -87,7 +88,8 @@ def make_collect(
   whole, split = sharding.batch_sharding(mesh, 0), sharding.batch_sharding(mesh, 1)
 
   sample = jax.jit(
-    lambda params, prompts, key: generation.generate(policy, params, prompts, key, sampling),
+    lambda params, prompts, key: generation.generate(
+      policy, params, prompts, key, sampling, slots=slots, mesh=mesh),
     out_shardings=whole)
 
   def model_part(part: ModelReward):

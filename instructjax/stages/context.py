@@ -18,6 +18,7 @@ from instructjax.data.tokenizer import Tokenizer, load_tokenizer
 from instructjax.hooks import Stopper, write_json_atomic
 from instructjax.models import heads, presets
 from instructjax.models.transformer import ModelConfig
+from instructjax.profiling import ProfiledSteps
 
 
 @dataclasses.dataclass
@@ -31,6 +32,7 @@ class Context:
     corpus, tokenizer: the data.
     rejected: rows set aside while reading; stages add to it and write it.
     stopper: set by SIGTERM and SIGINT.
+    profile: the steps to trace, or None.
   """
 
   config: Any
@@ -40,6 +42,7 @@ class Context:
   tokenizer: Tokenizer
   rejected: Rejected
   stopper: Stopper
+  profile: ProfiledSteps | None = None
 
   def directory(self, stage: str) -> pathlib.Path:
     return self.workdir / stage

@@ -5,6 +5,7 @@ import importlib
 import jax
 import numpy as np
 
+from instructjax import config as config_lib
 from instructjax import sharding, train_state
 from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import items
@@ -67,8 +68,7 @@ def check_config(name: str, c) -> None:
   ppo.check_rollout_sampling(Sampling(1, 0, c.temperature, c.top_k, c.top_p))
   for _, _, function in c.reward_functions:
     load_function(function)
-  if c.release not in ('raw', 'ema'):
-    raise ValueError(f"{name}.release {c.release!r}: use 'raw' or 'ema'")
+  config_lib.require_choice(f'{name}.release', c.release, ('raw', 'ema'))
 
 
 class _Validation:
@@ -131,7 +131,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   params = {'policy': ctx.load(c.init, 'policy'), 'value': value_params}
   collect = rollout.make_collect(
     settings, policy, value, ref, sampling_rule, parts, ctx.tokenizer.decode, ctx.mesh,
-    _generation_shardings(ctx))
+    _generation_shardings(ctx), slots=c.rollout_slots)
   algorithm = language_model.with_ptx(
     ppo.make_ppo(settings, policy, value, ref, collect), policy, ptx_coef=c.ptx_coef,
     unit=c.ptx_unit)

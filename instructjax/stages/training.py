@@ -17,6 +17,7 @@ from instructjax.display import Progress, sample_table
 from instructjax.hooks import MetricsWriter
 from instructjax.losses.policy import explained_variance
 from instructjax.metrics import Mean, compute_metrics, merge_metrics
+from instructjax.profiling import StepProfiler
 from instructjax.stages.context import Context
 from instructjax.train_state import TrainState
 
@@ -247,9 +248,12 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
       if start < stage.steps:
         step_fn = loop.compile_step(
           stage.algorithm, optimizers, schedules, stage.averaging, state, stage.frozen, ctx.mesh)
+        profiler = StepProfiler(ctx.profile, stage.name, directory)
+        profiler.begin(start + 1)
         state = loop.run(
           stage.algorithm, step_fn, state, stage.frozen, feed, stage.steps, ctx.key(stage.name),
-          (log, validate, save))
+          (profiler, log, validate, save))
+        profiler.end()
       feed.close()
     last = checkpoints.latest()
     if last < stage.steps and log.reason is None:

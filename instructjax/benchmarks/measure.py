@@ -1,0 +1,70 @@
+"""Seconds that can be trusted: warm, blocked on, repeated, beside what else the machine did."""
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Timing(NamedTuple):
+  """Seconds of each repeat, and the cores that other processes kept busy meanwhile.
+
+  `foreign_cores` is None where the system does not tell (no /proc/stat).
+  """
+
+  seconds: list[float]
+  foreign_cores: float | None
+
+
+def _machine_seconds() -> float | None:
+  """CPU seconds that all processes have used so far."""
+  try:
+    with open('/proc/stat', encoding='ascii') as file:
+      fields = [int(x) for x in file.readline().split()[1:9]]
+  except OSError:
+    return None
+  return (sum(fields) - fields[3] - fields[4]) / os.sysconf('SC_CLK_TCK')
+
+
+def _own_seconds() -> float:
+  usage = resource.getrusage(resource.RUSAGE_SELF)
+  return usage.ru_utime + usage.ru_stime
+
+
+def timed(step: Callable, repeats: int, warm: int = 2) -> Timing:
+  """Runs `step` `warm` times for nothing (compilation is in them), then `repeats` times."""
+  for _ in range(warm):
+    jax.block_until_ready(step())
+  seconds, start, machine, own = [], time.perf_counter(), _machine_seconds(), _own_seconds()
+  for _ in range(repeats):
+    began = time.perf_counter()
+    jax.block_until_ready(step())
+    seconds.append(time.perf_counter() - began)
+  wall = time.perf_counter() - start
+  after = _machine_seconds()
+  if machine is None or after is None:
+    return Timing(seconds, None)
+  return Timing(seconds, max(0.0, (after - machine - (_own_seconds() - own)) / wall))
+
+
+def matmul_ceiling(dtype: str, size: int = 2048, repeats: int = 7) -> float:
+  """FLOP/s of a large matrix product, the best of `repeats`: what this device can do at most."""
+  a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
+  product = jax.jit(lambda a, b: jnp.matmul(a, b))
+  return 2 * size**3 / min(timed(lambda: product(a, b), repeats).seconds)
+
+
+def copy_ceiling(megabytes: int = 512, repeats: int = 5) -> float:
+  """Bytes/s of reading and writing a large array."""
+  x = jnp.zeros(megabytes * 2**18, jnp.float32)
+  add = jax.jit(lambda x: x + 1)
+  return 2 * x.nbytes / min(timed(lambda: add(x), repeats).seconds)
+
+
+def middle(seconds: list[float]) -> float:
+  return statistics.median(seconds)

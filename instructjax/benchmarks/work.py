@@ -1,0 +1,135 @@
+"""The work items: their shapes, and the FLOPs that are useful in them (floor 8).
+
+Only matrix products count, two FLOPs a multiply-add; causal attention counts the half that is seen;
+a backward pass is twice its forward; the head runs where the algorithm needs logits. Whoever does
+more (recomputation, padding, a prompt once for each response) gets no credit for it, so the rates
+of different programs can be compared.
+
+Letters: L layers, D width, V vocabulary, B sequences, P prompt, R response, T row, K responses.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from instructjax.models.presets import SIZES
+from instructjax.models.transformer import ModelConfig
+
+
+class Size(NamedTuple):
+  """A model to measure with."""
+
+  layers: int
+  width: int
+  heads: int
+  vocab: int
+
+  def model(self, context: int, dtype: str, remat: str) -> ModelConfig:
+    return ModelConfig(
+      vocab_size=self.vocab, padded_vocab_size=-(-self.vocab // 128) * 128, context=context,
+      layers=self.layers, width=self.width, heads=self.heads, mlp_width=4 * self.width,
+      dropout=0.0, compute_dtype=dtype, remat=remat, init_std=0.02)
+
+  def trunk(self, sequences: int, tokens: int, before: float = 0) -> float:
+    """FLOPs of a forward of `tokens` new positions after `before` seen ones, without the head."""
+    products = 24 * self.layers * self.width**2
+    attention = 4 * self.layers * self.width * (before + (tokens + 1) / 2)
+    return sequences * tokens * (products + attention)
+
+  def head(self, positions: int) -> float:
+    return 2 * self.width * self.vocab * positions
+
+
+GPT2_VOCAB = 50_257
+NAMED = {'S': Size(4, 256, 4, 8_192), 'M': Size(8, 512, 8, 16_384)}
+
+
+def find_size(name: str) -> Size:
+  """S, M, or a preset of `models.presets` with GPT-2's vocabulary.
+
+  Raises:
+    ValueError: unknown.
+  """
+  if name in NAMED:
+    return NAMED[name]
+  if name in SIZES:
+    layers, width, heads, _ = SIZES[name]
+    return Size(layers, width, heads, GPT2_VOCAB)
+  raise ValueError(f'size {name!r} is none of {", ".join([*NAMED, *SIZES])}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """How much work an item is.
+
+  Attributes:
+    sequences: B documents, prompts, pairs or episodes of a step.
+    prompt: P; for `sft` and `data` the whole document, T.
+    response: R, 0 where there is none.
+    responses: K of a prompt.
+    minibatches: optimizer updates of a step.
+  """
+
+  sequences: int
+  prompt: int
+  response: int = 0
+  responses: int = 1
+  minibatches: int = 1
+
+
+SHAPES = {
+  'sft': Shape(16, 256),
+  'reward_model': Shape(4, 128, 64, 9),
+  'pairs': Shape(16, 128, 64, 2),
+  'rollout': Shape(32, 64, 64),
+  'ppo': Shape(64, 64, 64, 1, 4),
+  'data': Shape(16, 256),
+}
+
+
+def _shared(size: Size, s: Shape) -> float:
+  """Forward of prompts with K responses each, the prompt once."""
+  return size.trunk(s.sequences, s.prompt) + size.trunk(
+    s.sequences * s.responses, s.response, s.prompt)
+
+
+def _whole(size: Size, s: Shape) -> float:
+  """Forward of every prompt + response as a sequence of its own."""
+  return size.trunk(s.sequences * s.responses, s.prompt + s.response)
+
+
+def _sampling(size: Size, s: Shape) -> float:
+  steps = sum(size.trunk(s.sequences, 1, s.prompt + i) for i in range(s.response - 1))
+  return size.trunk(s.sequences, s.prompt) + steps + size.head(s.sequences * s.response)
+
+
+def _ppo(size: Size, s: Shape) -> float:
+  """Sampling; ref, value and reward forward; policy and value trained."""
+  forward, head = _whole(size, s), size.head(s.sequences * s.response)
+  return _sampling(size, s) + (forward + head) + 2 * forward + 3 * (forward + head) + 3 * forward
+
+
+# Useful FLOPs of one step. Where prompts have several responses there are two counts: the one that
+# computes each prompt once, and the one of a program that has a sequence for each response.
+FLOPS: dict[str, Callable[[Size, Shape], float]] = {
+  'sft': lambda size, s: 3 * (size.trunk(s.sequences, s.prompt)
+                              + size.head(s.sequences * s.prompt)),
+  'reward_model': lambda size, s: 3 * _whole(size, s),
+  'pairs': lambda size, s: 4 * (
+    _whole(size, s) + size.head(s.sequences * s.responses * s.response)),
+  'rollout': _sampling,
+  'ppo': _ppo,
+  'data': lambda size, s: 0.0,
+}
+SHARED_FLOPS: dict[str, Callable[[Size, Shape], float]] = {
+  'reward_model': lambda size, s: 3 * _shared(size, s),
+  'pairs': lambda size, s: 4 * (
+    _shared(size, s) + size.head(s.sequences * s.responses * s.response)),
+}
+
+
+def tokens(item: str, s: Shape) -> int:
+  """Useful tokens of a step: each prompt once, each response once; sampled ones for rollouts."""
+  if item in ('rollout', 'ppo'):
+    return s.sequences * s.response
+  return s.sequences * (s.prompt + s.responses * s.response)
