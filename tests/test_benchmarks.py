@@ -29,6 +29,7 @@ def small(monkeypatch):
     sizes, items.jax.devices()[:1]))
   monkeypatch.setattr(measure, 'matmul_ceiling', lambda dtype: 1e9)
   monkeypatch.setattr(measure, 'copy_ceiling', lambda: 1e9)
+  monkeypatch.setenv('COLUMNS', '160')  # no heading is broken over two lines
 
 
 def test_flops_by_hand():

@@ -363,3 +363,21 @@ def test_errors_over_documents_make_one_seed_measurable():
   assert found.status == 'met'
   assert found.points[2].ppo_error == pytest.approx(0.003)
   assert found.points[2].difference_error == pytest.approx(0.003 * math.sqrt(1.25))
+
+
+def test_rows_of_one_prompt_are_resampled_together():
+  """Ten prompts judged by forty people each are ten independent units, not four hundred."""
+  rng = np.random.default_rng(0)
+  prompts = np.repeat([f'prompt {i}' for i in range(10)], 40)
+  predictions = np.tile([[1.0, 0.0]], (400, 1))
+  # All labelers of a prompt agree with each other; the prediction is right for six of ten.
+  labels = np.where((np.arange(10) < 6)[:, None], [1.0, 0.0], [0.0, 1.0]).repeat(40, axis=0)
+  alone = statistics.noisy_accuracy(predictions, labels, seed=1)
+  together = statistics.noisy_accuracy(predictions, labels, seed=1, prompts=prompts)
+  assert alone.value == together.value == 0.6
+  assert (alone.n, together.n) == (400, 10)
+  assert together.high - together.low > 4 * (alone.high - alone.low)
+  shuffled = rng.permutation(400)
+  again = statistics.noisy_accuracy(
+    predictions[shuffled], labels[shuffled], seed=1, prompts=prompts[shuffled])
+  assert again == together

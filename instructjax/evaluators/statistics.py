@@ -163,12 +163,19 @@ def gold_agreement(
   return mean_interval(right[kept] / pairs[kept], seed, resamples, level)
 
 
+def summed_by_prompt(values: Float[np.ndarray, 'n'], prompts: Sequence) -> np.ndarray:
+  """Sums over the rows of each prompt; the same prompts give sums in the same order."""
+  names, index = np.unique(np.asarray(prompts), return_inverse=True)
+  return np.bincount(index, weights=values, minlength=len(names))
+
+
 def noisy_accuracy(
   predictions: Float[np.ndarray, 'n K'],
   labels: Float[np.ndarray, 'n K'],
   *,
   seed: int,
   mask: Bool[np.ndarray, 'n K'] | None = None,
+  prompts: Sequence | None = None,
   resamples: int = 2000,
   level: float = 0.95,
 ) -> Interval:
@@ -181,10 +188,14 @@ def noisy_accuracy(
     predictions: Scores of the judge under test, higher is better.
     labels: A labeler's grades or negated ranks of the same responses, higher is better.
     mask: True where a response exists; all of them when None.
+    prompts: The prompt of each row where several rows share one (labelers who judged the same
+      responses, pairs of one ranking): they are resampled together. None: every row has its own.
   """
   right, pairs = _ordered_pairs(
     _masked('predictions', predictions, mask), _masked('labels', labels, mask), mask
   )
+  if prompts is not None:
+    right, pairs = (summed_by_prompt(x, prompts) for x in (right, pairs))
   return pooled_interval(right, pairs, seed, resamples, level)
 
 

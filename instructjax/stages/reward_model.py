@@ -101,15 +101,17 @@ def _results(ctx, name, c, ranked: RankedScores, bias, steps, loader, valid_rows
   numbers, bins = ranking_report(ranked)
   seed = ctx.seed(f'{name} intervals')
   labels = _grades(ranked)
-  accuracy = statistics.noisy_accuracy(ranked.scores, labels, seed=seed, mask=ranked.mask)
-  longer = statistics.noisy_accuracy(ranked.length, labels, seed=seed, mask=ranked.mask)
+  more = {'seed': seed, 'mask': ranked.mask, 'prompts': [r.prompt for r in valid_rows]}
+  accuracy = statistics.noisy_accuracy(ranked.scores, labels, **more)
+  longer = statistics.noisy_accuracy(ranked.length, labels, **more)
   places = np.broadcast_to(-np.arange(ranked.mask.shape[1]), ranked.mask.shape)
-  first = statistics.noisy_accuracy(places, labels, seed=seed, mask=ranked.mask)
+  first = statistics.noisy_accuracy(places, labels, **more)
   rows = [{'metric': metric, 'model': 'reward_model', 'value': i.value, 'low': i.low,
            'high': i.high, 'n': i.n} for metric, i in (
              ('ranking_accuracy', accuracy), ('valid_longer_accuracy', longer),
              ('valid_first_position_accuracy', first))]
-  sources = by_source(ranked, labels, [r.source for r in valid_rows], seed)
+  sources = by_source(
+    ranked, labels, [r.source for r in valid_rows], [r.prompt for r in valid_rows], seed)
   rows += [{'metric': f'source_{s["verdict"]}_longer', 'model': s['source'],
             'judge': 'reward_model', 'value': s['accuracy'], 'low': s['low'], 'high': s['high'],
             'n': s['pairs']} for s in sources]
@@ -123,32 +125,34 @@ def _results(ctx, name, c, ranked: RankedScores, bias, steps, loader, valid_rows
   return summary, rows
 
 
-def by_source(ranked: RankedScores, labels, sources: list[str], seed: int) -> list[dict]:
+def by_source(
+  ranked: RankedScores, labels, sources: list[str], prompts: list[str], seed: int
+) -> list[dict]:
   """Accuracy of each source with at least 100 held-out pairs beside that of the longer response.
 
-  'above', 'equal' or 'below': whether the 95 % interval of the difference, prompts resampled whole,
-  lies above, around or below 0. The first entry pools all sources.
+  'above', 'equal' or 'below': whether the 95 % interval of the difference, prompts resampled with
+  all their rows, lies above, around or below 0. The first entry pools all sources.
   """
   found = []
-  names = np.array(sources)
+  names, prompts = np.array(sources), np.array(prompts)
   for name in ('all sources', *sorted(set(sources))):
     mine = np.ones(len(names), bool) if name == 'all sources' else names == name
-    more = {'seed': seed, 'mask': ranked.mask[mine]}
+    more = {'seed': seed, 'mask': ranked.mask[mine], 'prompts': prompts[mine]}
     accuracy = statistics.noisy_accuracy(ranked.scores[mine], labels[mine], **more)
     longer = statistics.noisy_accuracy(ranked.length[mine], labels[mine], **more)
     pairs = int((ranked.better[mine] > 0).sum())
     if pairs < 100:
       continue
-    low, high = _difference(ranked, labels, mine, seed)
+    low, high = _difference(ranked, labels, prompts, mine, seed)
     verdict = 'above' if low > 0 else 'below' if high < 0 else 'equal'
     found.append({
-      'source': name, 'pairs': pairs, 'prompts': int(mine.sum()), 'accuracy': accuracy.value,
+      'source': name, 'pairs': pairs, 'prompts': accuracy.n, 'accuracy': accuracy.value,
       'low': accuracy.low, 'high': accuracy.high, 'longer': longer.value,
       'difference_low': low, 'difference_high': high, 'verdict': verdict})
   return found
 
 
-def _difference(ranked: RankedScores, labels, mine, seed: int) -> tuple[float, float]:
+def _difference(ranked: RankedScores, labels, prompts, mine, seed: int) -> tuple[float, float]:
   """Interval of accuracy minus that of the longer response, over resampled prompts."""
   right = np.sign(labels[mine][:, :, None] - labels[mine][:, None, :])
   both = ranked.mask[mine][:, :, None] & ranked.mask[mine][:, None, :]
@@ -160,6 +164,8 @@ def _difference(ranked: RankedScores, labels, mine, seed: int) -> tuple[float, f
 
   difference = hits(ranked.scores) - hits(ranked.length.astype(np.float64))
   pairs = kept.sum((1, 2)).astype(np.float64)
+  difference, pairs = (
+    statistics.summed_by_prompt(x, prompts[mine]) for x in (difference, pairs))
   index = np.random.default_rng(seed).integers(0, len(pairs), (2000, len(pairs)))
   rates = difference[index].sum(1) / np.maximum(pairs[index].sum(1), 1)
   return float(np.quantile(rates, 0.025)), float(np.quantile(rates, 0.975))
