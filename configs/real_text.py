@@ -85,6 +85,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.ppo.ptx_row_length = 384
   c.ppo.kl_coef = 0.05
   c.ppo.max_kl = 10.0
+  # With 1 the reward model's taste for length leaves 12 points fewer responses with an end.
+  c.ppo.missing_end_penalty = 2.0
   c.ppo.policy_optimizer.schedule.peak = 2e-4
   c.ppo.value_optimizer.schedule.peak = 3e-4
   c.ppo.valid_steps = c.ppo.checkpoint_steps = 10
