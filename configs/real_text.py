@@ -6,20 +6,21 @@ PATH holds demonstrations, rankings and comparisons, prompts and pretrain, each 
 .jsonl.gz (the README describes the forms). A sentencepiece tokenizer is trained on the pretraining
 text and the demonstrations and stored with the run. `:test` shrinks everything for tests.
 
-Seen on public data (10 M characters of text, 17,000 demonstrations, 21,000 comparisons and rankings,
-10,500 prompts), seed 1, 2 cores shared with other work, float32: 31 minutes and 5 GiB.
+Seen on public data (10 M characters of text, 17,000 demonstrations, 21,000 comparisons and
+rankings, 10,500 prompts), seed 1, 2 cores shared with other work, float32: 31 minutes and 5 GiB.
 
 - Language model: held-out loss 4.59 nats a token, 2.06 below the unigram model's 6.65.
-- Reward model: 64.9 % (62.6 to 67.0) of 2,360 held-out pairs as labelled, the first response 49.2 %,
-  the longer one 64.7 %: its interval does not lie above the length baseline. By source it is above
-  the longer response in llms-from-scratch-preference (85 against 47 %) and equal in the seven others
-  with 100 pairs. Half of the pairs are ukpconvarg, where the longer wins 73 % and the model has 73 %;
-  in harmless-base it has learnt the same from the others and stands at 38 %. Neither one, two nor
-  three epochs, rates from 3e-4 to 1e-3, dropout 0.1 or 0.2, nor shorter limits changed that: what a
-  model of a million parameters learns here is length and politeness. (These intervals took rows of
-  one prompt for independent; since then they are resampled together and are wider.)
-- PPO-ptx, on test prompts: mean score from -0.45 to 1.33, 0.96 standard deviations of the SFT scores,
-  at a KL of 9.9 nats a response; responses with an end 86.1 % after 88.3 % of `rl_init`.
+- Reward model: 64.9 % (62.6 to 67.0) of 2,360 held-out pairs as labelled, the first response
+  49.2 %, the longer one 64.7 %: its interval does not lie above the length baseline. By source it
+  is above the longer response in llms-from-scratch-preference (85 against 47 %) and equal in the
+  seven others with 100 pairs. Half of the pairs are ukpconvarg, where the longer wins 73 % and the
+  model has 73 %; in harmless-base it has learnt the same from the others and stands at 38 %.
+  Neither one, two nor three epochs, rates from 3e-4 to 1e-3, dropout 0.1 or 0.2, nor shorter limits
+  changed that: what a model of a million parameters learns here is length and politeness. (These
+  intervals took rows of one prompt for independent; since then they are resampled together and are
+  wider.)
+- PPO-ptx, on test prompts: mean score from -0.45 to 1.33, 0.96 standard deviations of the SFT
+  scores, at a KL of 9.9 nats a response; responses with an end 86.1 % after 88.3 % of `rl_init`.
 """
 
 from ml_collections import ConfigDict
