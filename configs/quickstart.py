@@ -7,6 +7,13 @@ gets the same ptx text without PPO; `:tax` adds PPO and PPO-ptx that nothing hol
 for the alignment tax at equal KL; `:dpo` adds DPO on the same rankings; `:sweep` adds PPO over
 ptx_coef and kl_coef. In the workdir of a finished run only what was added is computed. `seed=N`
 seeds everything, the world included.
+
+The paper's ptx_coef of 27.8 is stable here in 30 iterations at kl_coef 0.05, 0.1 and 0.2 (seed 1,
+both terms means over their tokens, whole gradient clipped to norm 1, learning rate 1e-3): no ratio
+in an update was above 3.04, where 5 saw up to 4.4 and no ptx 6.2. Its gradient is six to nine times
+that of PPO, so under clipping and Adam the PPO step gets smaller: validation score 0.6 to 0.75 at a
+KL of 0.34 where 5 comes to 0.85 to 1.03 at 0.5, with the same pretraining loss (0.615 and 0.616,
+start 0.628).
 """
 
 from ml_collections import ConfigDict
