@@ -96,7 +96,7 @@ def _stage_blocks(stage: StageFiles, checks: list[Check], rows: Sequence[dict]) 
   if not stage.present:
     return [*blocks, page.Text('This stage left nothing: it did not run in this workdir.', True)]
   blocks += sections.stage_facts(stage)
-  if verdict.stage_kind(stage.stage, stage.config.get('kind')) == 'reward_model':
+  if verdict.stage_kind(stage.stage, stage.kind) == 'reward_model':
     blocks += sections.reward_model_rows(rows)
   return blocks + stage_plots.stage_figures(stage) + sections.check_table(checks)
 

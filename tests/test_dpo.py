@@ -26,7 +26,7 @@ from instructjax.metrics import compute_metrics
 from instructjax.models import heads, transformer
 from instructjax.train_step import pass_gradient
 
-VOCAB, T, SLOTS, R, K = 7, 16, 10, 4, 4
+VOCAB, T, SLOTS, R, K = 7, 10, 10, 4, 4
 MODEL = transformer.ModelConfig(
   vocab_size=VOCAB, padded_vocab_size=8, context=12, layers=2, width=16, heads=2, mlp_width=32,
   dropout=0.0, compute_dtype='float32', remat='none', init_std=0.4)
@@ -72,12 +72,9 @@ def batch_of(items, rows=None):
 
 
 def apart(items):
-  """One group a row: rows as long as the longest group, so that nothing is split."""
-  shape = RowShape(len(items), 40, 40, K, R)
-  sizes = [placement.score_sizes(i.group) for i in items]
-  # First-fit may still put two short ones together; the widest row holds one of each.
-  assert placement.rows_needed(sizes, 40, 40) <= len(items)
-  return packing.preference_microbatch(items, shape)
+  """Every group in a row, and a microbatch, of its own."""
+  one = RowShape(1, 40, 40, K, R)
+  return packing.stack_microbatches([packing.preference_microbatch([i], one) for i in items])
 
 
 def stacked(batch):
@@ -122,11 +119,13 @@ def test_loss_and_metrics_are_the_papers(params, frozen):
 
 def test_packed_is_separate_gradients_too(params, frozen):
   items = rankings()
-  together, alone = batch_of(items), apart(items)
-  assert together.rows.tokens.shape != alone.rows.tokens.shape
+  together = batch_of(items)
+  owners = [set(np.unique(row)) - {0} for row in together.rows.group]
+  assert any(len(o) > 1 for o in owners), 'no row holds two groups'
+  assert sum(map(len, owners)) > len(items), 'no group is split over rows'
   jax.tree.map(
     assert_close, gradient(params, frozen, stacked(together))[:2],
-    gradient(params, frozen, stacked(alone))[:2])
+    gradient(params, frozen, apart(items))[:2])
 
 
 def test_microbatches_do_not_matter(params, frozen):
@@ -134,7 +133,7 @@ def test_microbatches_do_not_matter(params, frozen):
   whole = gradient(params, frozen, stacked(batch_of(items)))[:2]
   halves = [[dataclasses.replace(i, group=dataclasses.replace(i.group, item=n))
              for n, i in enumerate(items[s::2])] for s in range(2)]
-  parts = packing.stack_microbatches([batch_of(h, rows=4) for h in halves])
+  parts = packing.stack_microbatches([batch_of(h, rows=8) for h in halves])
   jax.tree.map(assert_close, gradient(params, frozen, parts)[:2], whole)
 
 

@@ -114,7 +114,7 @@ def find_traces(
   notes = []
   for run in runs:
     for stage in run.files:
-      if verdict.stage_kind(stage.stage, stage.config.get('kind')) != 'ppo':
+      if verdict.stage_kind(stage.stage, stage.kind) != 'ppo':
         continue
       if arms is None:
         arm = _arm(stage)

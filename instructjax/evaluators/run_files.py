@@ -36,6 +36,11 @@ class StageFiles:
   environment: dict[str, Any]
   trace: list[dict[str, Any]]
 
+  @property
+  def kind(self) -> str | None:
+    """The kind that the stage's config names; None where no config was left."""
+    return self.config.get('kind')
+
 
 def _json(path: pathlib.Path, empty):
   if not path.is_file():

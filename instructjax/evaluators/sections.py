@@ -400,6 +400,6 @@ def judge_all(
 ) -> dict[str, list[Check]]:
   """The checks of each stage, by its name."""
   return {
-    f.stage: verdict.judge_stage(f.stage, f.metrics, f.summary, rows, f.config.get('kind'))
+    f.stage: verdict.judge_stage(f.stage, f.metrics, f.summary, rows, f.kind)
     for f in files
   }

@@ -164,7 +164,7 @@ def _logged(stage: StageFiles, kind: str | None) -> list[dict]:
 
 def stage_figures(stage: StageFiles) -> list:
   """The plots of a stage, and one line that names those without data."""
-  kind = stage_kind(stage.stage, stage.config.get('kind'))
+  kind = stage_kind(stage.stage, stage.kind)
   panels = () if kind is None else PANELS[kind]
   evidence = Evidence(stage.stage, _logged(stage, kind), stage.summary, [])
   made, missing = [], []

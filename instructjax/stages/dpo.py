@@ -54,23 +54,19 @@ class _HeldOut:
     self._loader = _loader(
       ctx, c, found, Sequential(len(found)), batch_size=size, microbatches=1, responses=responses)
     self._mesh, model = ctx.mesh, ctx.model('policy')
+    self.batches = [self._loader.batch(step) for step in range(self._loader.steps())]
     self._logprobs = jax.jit(lambda params, batch: jax.lax.map(
       lambda b: dpo.response_logprobs(model, params, b), batch))
 
-  def batches(self):
-    """(batch, batch on the devices), in order."""
-    for step in range(self._loader.steps()):
-      batch = self._loader.batch(step)
-      yield batch, sharding.put_batch(self._mesh, batch, axis=1)
-
   def logprobs(self, params) -> list[np.ndarray]:
     """[G, K] of each batch."""
-    return [jax.device_get(self._logprobs(params, batch))[0] for _, batch in self.batches()]
+    return [jax.device_get(self._logprobs(
+      params, sharding.put_batch(self._mesh, batch, axis=1)))[0] for batch in self.batches]
 
   def by_item(self, params) -> list[np.ndarray]:
     """The sums of each item's responses, in the order of the items."""
     out = [None] * sum(len(self._loader.indices(s)) for s in range(self._loader.steps()))
-    for step, (sums, (batch, _)) in enumerate(zip(self.logprobs(params), self.batches())):
+    for step, (sums, batch) in enumerate(zip(self.logprobs(params), self.batches)):
       for place, index in self._loader.placed(step):
         out[index] = sums[place][batch.response_mask[0, place]]
     return out
@@ -96,8 +92,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
 
   def validate(step, state):
     merged = {}
-    for now, anchor, (batch, _) in zip(
-        held.logprobs(state.params['policy']), anchors, held.batches()):
+    for now, anchor, batch in zip(held.logprobs(state.params['policy']), anchors, held.batches):
       one = jax.tree.map(lambda x: x[0], batch)
       rewards = preference.implicit_rewards(now, anchor, one.response_mask, beta=c.beta)
       total = preference.ranking_total(

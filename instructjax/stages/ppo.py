@@ -69,6 +69,8 @@ def check_config(name: str, c) -> None:
   for _, _, function in c.reward_functions:
     load_function(function)
   config_lib.require_choice(f'{name}.release', c.release, ('raw', 'ema'))
+  if c.rollout_slots is not None:
+    config_lib.require_range(f'{name}.rollout_slots', c.rollout_slots, 1)
 
 
 class _Validation:
@@ -116,6 +118,8 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   check_config(name, c)
   sharding.check_divides(
     c.batch_size // settings.splits, ctx.mesh, f'{name}: episodes of a microbatch,')
+  if c.rollout_slots is not None:
+    sharding.check_divides(c.rollout_slots, ctx.mesh, f'{name}.rollout_slots')
   limits = ctx.config.limits
   sampling_rule = Sampling(
     limits.response_tokens, ctx.tokenizer.end_id, c.temperature, c.top_k, c.top_p)
