@@ -21,8 +21,16 @@ PROFILE = flags.DEFINE_string(
 
 
 def _use_compilation_cache() -> None:
-  """Keeps compiled programs, so that a second run or a resumed one starts quickly."""
+  """Keeps compiled programs, so that a second run or a resumed one starts quickly.
+
+  Never on several CPU devices: in a program that XLA loads from the cache, a collective outside a
+  loop is no longer kept in order with those inside it (jaxlib 0.10). Devices then wait for each
+  other at different ones, for ever.
+  """
   import jax
+  if jax.default_backend() == 'cpu' and jax.device_count() > 1:
+    jax.config.update('jax_enable_compilation_cache', False)
+    return
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
     jax.config.update('jax_compilation_cache_dir', str(home / 'instructjax' / 'compiled'))

@@ -3,7 +3,6 @@
 import gc
 import os
 import sys
-from pathlib import Path
 
 DEVICES = 8
 FLAG = '--xla_force_host_platform_device_count'
@@ -20,19 +19,14 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {PATIENCE} {FLAG}=
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-
-def _cache_dir() -> str:
-  """Compiled programs are kept between runs; JAX_COMPILATION_CACHE_DIR puts them elsewhere."""
-  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-    return os.environ['JAX_COMPILATION_CACHE_DIR']
-  home = os.environ.get('XDG_CACHE_HOME', str(Path.home() / '.cache'))
-  return str(Path(home) / 'instructjax-tests')
+# Of the 65,530 memory mappings that Linux grants a process; a large program takes over a thousand.
+MANY_MAPPINGS = 20_000
 
 
 def pytest_configure(config):
   jax.config.update('jax_default_matmul_precision', 'highest')
-  jax.config.update('jax_compilation_cache_dir', _cache_dir())
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  # See `__main__._use_compilation_cache`: what comes from there can hang on several CPU devices.
+  jax.config.update('jax_enable_compilation_cache', False)
   # A warning is attributed to the module that made the call: ours, the tests' or JAX's.
   for category in ('DeprecationWarning', 'FutureWarning'):
     for module in ('instructjax', 'test_', 'conftest', 'jax'):
@@ -45,16 +39,41 @@ def pytest_configure(config):
     )
 
 
+def _mappings() -> int:
+  try:
+    with open('/proc/self/maps', 'rb') as found:
+      return sum(1 for _ in found)
+  except OSError:
+    return 0
+
+
 @pytest.fixture(scope='module', autouse=True)
 def forget_programs():
   """Programs are dropped with the file that compiled them.
 
-  Each keeps some memory mappings, of which Linux grants a process 65,530: a worker that keeps the
-  programs of every file can come to that limit, and then dies without a word.
+  Each keeps some memory mappings: a worker that keeps the programs of every file can come to the
+  limit, and then dies without a word.
   """
   yield
   jax.clear_caches()
   gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def forget_programs_before_they_are_too_many():
+  """The same within a file, where its programs are many."""
+  yield
+  if _mappings() > MANY_MAPPINGS:
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+  """For files whose time is compilation, of programs that run for milliseconds."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from instructjax.benchmarks import items, measure, work
 from instructjax.benchmarks.items import Setup
 from instructjax.benchmarks.work import Shape, Size
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL = Size(2, 16, 2, 32)
 SHAPES = {
   'sft': Shape(2, 8), 'reward_model': Shape(2, 4, 3, 3), 'pairs': Shape(2, 4, 3, 2),

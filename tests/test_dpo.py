@@ -26,6 +26,7 @@ from instructjax.metrics import compute_metrics
 from instructjax.models import heads, transformer
 from instructjax.train_step import pass_gradient
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 VOCAB, T, SLOTS, R, K = 7, 10, 10, 4, 4
 MODEL = transformer.ModelConfig(
   vocab_size=VOCAB, padded_vocab_size=8, context=12, layers=2, width=16, heads=2, mlp_width=32,

@@ -134,7 +134,15 @@ def test_first_signal_asks_and_handlers_are_put_back():
   assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_second_signal_acts_at_once():
+@pytest.fixture
+def interruptible():
+  """A process that a script started in the background may have been told to ignore SIGINT."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_second_signal_acts_at_once(interruptible):
   with pytest.raises(KeyboardInterrupt), hooks.Stopper():
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)

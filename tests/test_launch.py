@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -53,6 +54,16 @@ def test_quickstart_runs_the_main_job():
   text = (ROOT / 'launch' / 'quickstart.sh').read_text().replace('\\\n', '')
   assert '-m instructjax' in text
   assert '--config=configs/quickstart.py --workdir=runs/quickstart' in ' '.join(text.split())
+
+
+@pytest.mark.parametrize(('devices', 'kept'), [(1, True), (2, False)])
+def test_compiled_programs_are_kept_but_for_simulated_devices(devices, kept, tmp_path):
+  """What XLA loads from the cache can hang on several CPU devices."""
+  done = _run(
+    sys.executable, '-c', 'from instructjax import __main__; __main__._use_compilation_cache();'
+    'import jax; print(jax.config.jax_enable_compilation_cache)', JAX_PLATFORMS='cpu',
+    XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}', XDG_CACHE_HOME=str(tmp_path))
+  assert done.stdout.strip() == str(kept), done.stderr
 
 
 # --- the environment, with stand-ins for the interpreters ----------------------------------------

@@ -33,6 +33,7 @@ from instructjax.metrics import Mean, compute_metrics
 from instructjax.rl import kl
 from instructjax.train_step import pass_gradient, train_step
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 EPISODES = 24
 SGD = {'policy': optax.sgd(0.05), 'value': optax.sgd(0.05)}
 KEY = jax.random.key(3)

@@ -32,6 +32,7 @@ from instructjax.generation import Sampling
 from instructjax.metrics import compute_metrics
 from instructjax.models import heads, transformer
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'sharding.json'
 AXES = ('data', 'fsdp', 'tensor')
 MESHES = {'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'mixed': (2, 2, 2), 'tensor': (1, 1, 8)}
@@ -211,14 +212,6 @@ def train(name, mesh):
     algorithm._replace(collect=watched_collect), step_fn, state, frozen,
     lambda step: on_devices(mesh, batch(step)), STEPS, jax.random.key(9), (watch,))
   return samples, metrics, jax.device_get(state)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Most of this file's time is compilation, of programs that run for milliseconds."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')
