@@ -184,6 +184,10 @@ def reward_model(*, init: str, rankings: str, batch_size: int, row_length: int, 
   # Prompts (not pairs, not responses) in a batch; tokens in a packed row.
   c.batch_size = batch_size
   c.row_length = row_length
+  # Longest prompt and response of a ranking in tokens; None takes those of `limits`, which are also
+  # those of sampling, where a token costs more.
+  c.prompt_tokens = placeholder(int)
+  c.response_tokens = placeholder(int)
   c.train_epochs = 1.0
   c.train_steps = placeholder(int)
   # 'normal': N(0, 1/(D+1)); 'zero'.
@@ -191,10 +195,14 @@ def reward_model(*, init: str, rankings: str, batch_size: int, row_length: int, 
   # 'kept': mean over the pairs of a prompt that are not ties; 'all': divisor C(K,2); 'pair': mean
   # over all kept pairs of the batch.
   c.pair_divisor = 'kept'
+  # Labelers who ranked the same responses: True averages their labels, so that a response comes
+  # once in an epoch; False trains on each labeler's row.
+  c.merge_labels = True
   # Subtracted from each preferred score gap, in score units (Llama 2's margin, one for all pairs).
   c.margin = 0.0
   c.dropout = 0.0
-  # Rankings for validation, and demonstrations whose mean score becomes 0 by the stored bias.
+  # Held-out rankings that are watched in training (the report takes all of them), and
+  # demonstrations whose mean score becomes 0 by the stored bias.
   c.valid_examples = 512
   c.bias_demonstrations = 512
   c.optimizer = optimizer(peak)

@@ -66,8 +66,9 @@ def get_config(arg: str = '') -> ConfigDict:
   c.rules = common.network_rules()
   c.tracking = common.tracking()
 
+  # A row holds two of the longest documents, of 56 words.
   c.pretrain = common.language(
-    'pretrain', init=None, batch_size=64, row_length=96, peak=4e-3)
+    'pretrain', init=None, batch_size=64, row_length=112, peak=4e-3)
   c.pretrain.train_epochs = 2.0
   c.pretrain.optimizer.schedule.warmup_steps = 50
 

@@ -54,7 +54,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # would at 128 and 96, where also a quarter of the samples of `rl_init` are cut off.
   c.limits = common.limits(prompt_tokens=192, response_tokens=192)
   c.models = ConfigDict({
-    'policy': common.model('mini', context=384), 'reward': common.model('mini', context=384)})
+    'policy': common.model('mini', context=768), 'reward': common.model('mini', context=768)})
   for role in ('policy', 'reward'):
     c.models[role].layers = 2
   c.mesh = common.mesh()
@@ -62,7 +62,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.tracking = common.tracking()
 
   c.pretrain = common.language(
-    'pretrain', init=None, batch_size=24, row_length=384, peak=3e-3)
+    'pretrain', init=None, batch_size=12, row_length=768, peak=3e-3)
   c.pretrain.optimizer.schedule.warmup_steps = 20
   c.pretrain.train_epochs = 2.0
   c.pretrain.valid_examples = 256
@@ -83,12 +83,13 @@ def get_config(arg: str = '') -> ConfigDict:
   c.rl_init.valid_examples = 400
 
   c.reward_model = common.reward_model(
-    init='sft', rankings='data', batch_size=32, row_length=384, peak=1e-3)
+    init='sft', rankings='data', batch_size=32, row_length=768, peak=1e-3)
+  c.reward_model.prompt_tokens = c.reward_model.response_tokens = 384
   # A second epoch ordered more training pairs and, as far as it was followed, fewer held-out ones.
   c.reward_model.train_epochs = 1.0
   c.reward_model.dropout = 0.2
   c.reward_model.optimizer.weight_decay = 0.1
-  c.reward_model.valid_examples = 5_000
+  c.reward_model.valid_examples = 500
   c.reward_model.valid_steps = 100
   c.select = common.select(candidates='sft', reward='reward_model', prompts=200)
 
@@ -126,7 +127,9 @@ def _shrink(c: ConfigDict) -> None:
   c.title += ' (test)'
   c.tokenizer.vocab_size = 400
   for role in ('policy', 'reward'):
-    c.models[role].size = 'micro'
+    c.models[role].update({'size': 'micro', 'context': 448})
+  c.pretrain.row_length = c.reward_model.row_length = 448
+  c.reward_model.prompt_tokens = c.reward_model.response_tokens = 224
   for stage in (c.pretrain, c.sft, c.rl_init, c.reward_model):
     stage.batch_size = 8
     stage.valid_examples = 16

@@ -1,6 +1,7 @@
 """Packed rows: every token once, the mask of the design, and indexes that point where they say."""
 
 import dataclasses
+import itertools
 import time
 
 import jax
@@ -239,15 +240,28 @@ def test_better_matrix():
     packing.better_matrix([[0], [2]], 3)
 
 
+def rows_with(shapes, needed):
+  return sum(min(c for c in shapes if c >= n) for n in needed)
+
+
 def test_choose_rows():
   assert place.choose_rows([5, 6, 7], 4) == (8,)
   assert place.choose_rows([4] * 9 + [16], 4) == (4, 16)
   assert place.choose_rows([4] * 9 + [16], 4, max_shapes=1) == (16,)
   assert place.round_up_rows(0, 4) == 4
   needed = list(np.random.default_rng(0).integers(1, 40, 50))
-  chosen = place.choose_rows(needed, 2)
-  cost = [sum(min(c for c in (a, 40) if c >= n) for n in needed) for a in range(2, 41, 2)]
-  assert sum(min(c for c in chosen if c >= n) for n in needed) <= min(cost)
+  for count in (2, 3):
+    chosen = place.choose_rows(needed, 2, max_shapes=count, worth=0.0)
+    largest = place.round_up_rows(max(needed), 2)
+    least = min(rows_with((*some, largest), needed)
+                for some in itertools.combinations(range(2, largest, 2), count - 1))
+    assert len(chosen) == count and rows_with(chosen, needed) == least
+
+
+def test_a_shape_more_must_save_rows_enough():
+  needed = [10] * 50 + [11] * 50 + [20] * 2
+  assert place.choose_rows(needed, 1, worth=0.08) == (11, 20)
+  assert place.choose_rows(needed, 1, worth=0.01) == (10, 11, 20)
 
 
 def test_suggested_slots_hold_a_full_row_of_average_groups():

@@ -75,6 +75,35 @@ def test_shuffled_differs_by_epoch_and_seed_and_not_by_history():
     order.indices(-1, 4)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=90), st.integers(0, 3))
+def test_shuffled_by_cost_shows_every_item_once_an_epoch(costs, epoch):
+  n = len(costs)
+  order = pipeline.Shuffled(n, 1, costs)
+  assert sorted(order.span(epoch * n, n).tolist()) == list(range(n))
+
+
+def test_shuffled_by_cost_makes_batches_of_equal_cost():
+  rng = np.random.default_rng(0)
+  costs = np.round(rng.lognormal(4, 1, 3_000)).astype(int)
+  plain, even = pipeline.Shuffled(3_000, 1), pipeline.Shuffled(3_000, 1, costs)
+
+  def spread(order, batch_size):
+    return np.std([costs[order.indices(s, batch_size)].sum() for s in range(3_000 // batch_size)])
+  # What is left comes from the longest 32nd, whose items differ most.
+  assert spread(even, 64) < spread(plain, 64) / 2
+  assert spread(even, 32) < spread(plain, 32) / 2
+  strata = np.argsort(np.argsort(costs, kind='stable')) * 32 // 3_000
+  for s in range(40):
+    counts = np.bincount(strata[even.indices(s, 64)], minlength=32)
+    assert counts.min() >= 1 and counts.max() <= 3
+  # Within a stratum the order is new in each epoch, and no stratum always comes first.
+  first = [strata[even.indices(0, 3_000)][:32], strata[even.indices(1, 3_000)][:32]]
+  assert first[0].tolist() != first[1].tolist()
+  with pytest.raises(ValueError, match='2 costs of 3 items'):
+    pipeline.Shuffled(3, 1, [1, 2])
+
+
 def test_sequential_is_one_pass_with_a_short_end():
   order = pipeline.Sequential(10)
   assert [order.indices(s, 4).tolist() for s in range(order.steps(4))] == [
@@ -147,8 +176,8 @@ def test_the_number_of_microbatches_changes_no_item_and_no_id():
   (language_loader, {'n': 5, 'batch_size': 12}),
   (language_loader, {'n': 400, 'batch_size': 16, 'select_slots': 10}),
 ])
-def test_at_most_two_shapes_hold_every_batch(make, sizes, monkeypatch):
-  # The scan sees one batch only, so later ones may need the second shape.
+def test_few_shapes_hold_every_batch(make, sizes, monkeypatch):
+  # The scan sees one batch only, so later ones may need the last shape.
   monkeypatch.setattr(pipeline, '_SCAN_STEPS', 1)
   loader = make(pipeline.Shuffled(sizes['n'], 2), **sizes)
   shapes = {loader.batch(s).rows.tokens.shape[1] for s in range(100)}
@@ -293,6 +322,23 @@ def test_rankings_lose_long_responses_or_go():
     ByteTokenizer(), [row], limits(), rejected, margin=0.0, drop_long_responses=False)
   assert made == kept == []
   assert rejected.counts()["a ranking's responses do not fit"] == 1
+
+
+def test_labelers_of_the_same_responses_become_one_item():
+  def row(responses, ranking, prompt='p', margin=None):
+    return records.Ranking('r', prompt, responses, ranking, 'a', 'test', margin=margin)
+
+  rows = [row(('x', 'yy'), ((0,), (1,)), margin=1.0), row(('yy', 'x'), ((1,), (0,)), margin=4.0),
+          row(('x', 'yy'), ((1,), (0,)), margin=3.0), row(('x', 'yy'), ((0, 1),)),
+          row(('x', 'yy'), ((0,), (1,)), prompt='q'), row(('x', 'z'), ((0,), (1,)))]
+  made, kept = data_items.ranking_items(
+    ByteTokenizer(), rows, limits(), sources.Rejected(), margin=0.0, drop_long_responses=True)
+  merged = data_items.merge_labels(made, kept)
+  assert len(merged) == 3 and merged[1:] == made[4:]
+  # Of four labelers two prefer x (one saw it second), one prefers yy, one neither.
+  np.testing.assert_array_equal(merged[0].better, [[0, 0.5], [0.25, 0]])
+  np.testing.assert_array_equal(merged[0].margin, [[0, 2.5], [3, 0]])
+  assert merged[0].group is made[0].group
 
 
 def test_impossible_limits_are_refused():

@@ -166,6 +166,35 @@ def ranking_items(
   return items, kept
 
 
+def merge_labels(
+  items: Sequence[RankingItem], rows: Sequence[records.Ranking]
+) -> list[RankingItem]:
+  """One item for all labelers who ranked the same responses to the same prompt.
+
+  Its labels are their mean, so where they disagree both directions have weight. Otherwise a
+  response would be trained on once for each labeler in every epoch, which is what batching all
+  pairs of a prompt is there to avoid (Ouyang et al. 2022, section 3.5). A margin is the mean over
+  the labelers who prefer that response.
+  """
+  found: dict[tuple[str, frozenset[str]], list[int]] = {}
+  for place, row in enumerate(rows):
+    found.setdefault((row.prompt, frozenset(row.responses)), []).append(place)
+  merged = []
+  for (_, different), places in found.items():
+    first, responses = items[places[0]], rows[places[0]].responses
+    if len(places) == 1 or len(different) < len(responses):
+      merged += [items[place] for place in places]
+      continue
+    better, margin = np.zeros_like(first.better), np.zeros_like(first.margin)
+    for place in places:
+      order = np.ix_(*2 * [[rows[place].responses.index(r) for r in responses]])
+      better += items[place].better[order]
+      margin += items[place].better[order] * items[place].margin[order]
+    margin = np.divide(margin, better, out=np.zeros_like(margin), where=better > 0)
+    merged.append(RankingItem(first.group, better / np.float32(len(places)), margin))
+  return merged
+
+
 def without_responses(row: records.Ranking, dropped: Iterable[int]) -> records.Ranking:
   """`row` without some of its responses; the order of the others stays."""
   dropped = set(dropped)

@@ -36,9 +36,11 @@ from instructjax.data.placement import (
 Item = TypeVar('Item')
 Batch = TypeVar('Batch')
 
-# Batches looked at for the usual row count: enough for a maximum that is seldom passed.
+# Batches looked at for the usual row counts: enough for a maximum that is seldom passed.
 _SCAN_ITEMS = 20_000
 _SCAN_STEPS = 256
+# Strata by length within which an epoch is shuffled.
+_STRATA = 32
 
 
 class Order(Protocol):
@@ -62,25 +64,54 @@ class Shuffled:
   An epoch's order sorts the raw output of a counter-based generator, keyed by (seed, epoch): any
   step is reached without the steps before it, and the order does not hang on a library version.
   (grain's random-access shuffle is the same function, but took 0.8 ms an item for 100 items.)
+
+  Args:
+    n_items: how many.
+    seed: of all orders.
+    costs: of each item, tokens. With them each stretch of an epoch takes its share of short and of
+      long items, so that batches need about the same number of rows: the items are cut into up to
+      `_STRATA` strata by cost, each is shuffled, and all are passed through at an even pace.
   """
 
-  def __init__(self, n_items: int, seed: int):
+  def __init__(self, n_items: int, seed: int, costs: Sequence[int] | None = None):
     if n_items < 1:
       raise ValueError('no items to draw batches from: look into rejected.jsonl for why')
     if not 0 <= seed < 2**64:
       raise ValueError(f'seed {seed} must be in [0, 2**64)')
     self.n_items, self._seed = n_items, seed
     self._epochs: dict[int, np.ndarray] = {}
+    self._strata = None
+    if costs is not None:
+      if len(costs) != n_items:
+        raise ValueError(f'{len(costs)} costs of {n_items} items')
+      ranks = np.empty(n_items, np.int64)
+      ranks[np.argsort(np.asarray(costs), kind='stable')] = np.arange(n_items)
+      self._strata = ranks * min(_STRATA, n_items) // n_items
 
   def _epoch(self, epoch: int) -> Int[np.ndarray, 'n']:
     order = self._epochs.get(epoch)
     if order is None:
       raw = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(self.n_items)
       order = np.argsort(raw, kind='stable')
+      if self._strata is not None:
+        order = self._evenly(order, epoch)
       # A batch looks at two neighbouring epochs; older ones are made again if asked for. One
       # assignment, since a prefetch thread may read at the same time.
       self._epochs = {e: o for e, o in self._epochs.items() if abs(e - epoch) <= 1} | {epoch: order}
     return order
+
+  def _evenly(self, order: Int[np.ndarray, 'n'], epoch: int) -> Int[np.ndarray, 'n']:
+    """The order with its strata interleaved: each stretch has of each its share, give or take 1."""
+    strata = self._strata[order]
+    sizes = np.bincount(strata)
+    grouped = np.argsort(strata, kind='stable')
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    place = np.empty(len(order), np.int64)
+    place[grouped] = np.arange(len(order)) - np.repeat(starts, sizes)
+    # Where in its pace a stratum begins is drawn too, else an epoch would begin with the shortest.
+    raw = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).jumped()
+    phase = raw.random_raw(len(sizes)) / 2.0**64
+    return order[np.argsort((place + phase[strata]) / sizes[strata], kind='stable')]
 
   def span(self, start: int, count: int) -> Int[np.ndarray, 'count']:
     """Items at places `start .. start + count` of the endless sequence of epochs."""
@@ -132,16 +163,19 @@ class Mixed:
       list, in [0, 1). Where it is no whole number an early batch takes fewer and a later one more:
       after s steps exactly floor(s * batch_size * other_fraction) were taken.
     seed: of both orders.
+    costs: of all items, the second list's last; see `Shuffled`.
   """
 
-  def __init__(self, n_main: int, n_other: int, other_fraction: float, seed: int):
+  def __init__(self, n_main: int, n_other: int, other_fraction: float, seed: int,
+               costs: Sequence[int] | None = None):
     if not 0 <= other_fraction < 1:
       raise ValueError(f'other_fraction {other_fraction} must be in [0, 1)')
     seeds = np.random.SeedSequence(seed).generate_state(2)
     self.n_main = n_main
     self.fraction = Fraction(other_fraction).limit_denominator(1_000_000)
-    self._main = Shuffled(n_main, int(seeds[0]))
-    self._other = Shuffled(n_other, int(seeds[1]))
+    mine, others = (None, None) if costs is None else (costs[:n_main], costs[n_main:])
+    self._main = Shuffled(n_main, int(seeds[0]), mine)
+    self._other = Shuffled(n_other, int(seeds[1]), others)
 
   def _taken(self, step: int, batch_size: int) -> int:
     return step * batch_size * self.fraction.numerator // self.fraction.denominator
@@ -186,8 +220,8 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     rows_multiple: row counts are multiples of this (data shards).
 
   Attributes:
-    row_shapes: the row counts that `batch` may return, one or two. The first held every batch of a
-      scan; the second holds any batch that the items can make.
+    row_shapes: the row counts that `batch` may return, increasing, at most five. All but the last
+      were chosen for the batches of a scan; the last holds any batch that the items can make.
   """
 
   def __init__(
@@ -206,9 +240,9 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     self._parts = np.array([len(p) for p in parts])
     self._costs = np.array([sum(q.length / row_length + q.slots * slot_cost for q in p)
                             for p in parts])
-    usual = choose_rows(self._scan(), rows_multiple, max_shapes=1)[0]
+    usual = choose_rows(self._scan(), rows_multiple)
     bound = round_up_rows(self._bound(), rows_multiple)
-    self.row_shapes = (usual,) if bound <= usual else (usual, bound)
+    self.row_shapes = usual if bound <= usual[-1] else (*usual, bound)
 
   def _scan(self) -> list[int]:
     steps = min(self.order.steps(self.batch_size), _SCAN_STEPS,

@@ -6,6 +6,7 @@ split over several rows that each repeat its trunk. `packing` fills the arrays.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -80,6 +81,11 @@ class Sizes(NamedTuple):
   trunk_slots: int
   branch_slots: tuple[int, ...]
 
+  @property
+  def tokens(self) -> int:
+    """Trunk and branches, each once."""
+    return self.trunk + sum(self.branches)
+
 
 class Part(NamedTuple):
   """A trunk with those of its branches that share one row."""
@@ -153,15 +159,19 @@ def split_group(
   return [Part(group, tuple(b), n, s) for b, n, s in parts]
 
 
-def suggest_slots(sizes: Sequence[Sizes], row_length: int) -> int:
-  """A `select_slots` that seldom costs a row: the average need of a full row and a tenth more.
+def suggest_slots(sizes: Sequence[Sizes], row_length: int, spare: float = 0.1) -> int:
+  """A `select_slots` that seldom costs a row: the average need of a full row and `spare` more.
 
   A multiple of 8 (or the row length), and enough for each single trunk + branch.
+
+  Args:
+    spare: a share; a tenth where a slot costs logits over the vocabulary, more where it costs
+      little.
   """
-  tokens = sum(s.trunk + sum(s.branches) for s in sizes)
+  tokens = sum(s.tokens for s in sizes)
   slots = sum(s.trunk_slots + sum(s.branch_slots) for s in sizes)
   single = max(s.trunk_slots + max(s.branch_slots, default=0) for s in sizes)
-  needed = max(single, -(-11 * row_length * slots // (10 * tokens)), 1)
+  needed = max(single, math.ceil((1 + spare) * row_length * slots / tokens), 1)
   return min(row_length, -(-needed // 8) * 8)
 
 
@@ -202,23 +212,31 @@ def round_up_rows(n: int, multiple: int) -> int:
   return max(-(-n // multiple), 1) * multiple
 
 
-def choose_rows(needed: Sequence[int], multiple: int, max_shapes: int = 2) -> tuple[int, ...]:
+def choose_rows(
+  needed: Sequence[int], multiple: int, max_shapes: int = 4, worth: float = 0.03
+) -> tuple[int, ...]:
   """At most `max_shapes` row counts, increasing, that waste the fewest rows on `needed`.
 
-  The last one holds the largest batch. Every shape is one more compilation.
+  The last one holds the largest batch. Every shape is one more compilation, so one more is taken
+  only where it saves the share `worth` of the rows.
 
   Args:
     needed: rows needed by each batch of a scan.
     multiple: every shape is a multiple of this (data shards).
-    max_shapes: 1 or 2.
   """
-  if max_shapes not in (1, 2) or not len(needed):
-    raise ValueError(f'max_shapes {max_shapes} must be 1 or 2, and needed not empty: {needed}')
-  rounded = np.array([round_up_rows(int(n), multiple) for n in needed])
-  largest = int(rounded.max())
-  if max_shapes == 1:
-    return (largest,)
-  candidates = np.unique(rounded)
-  cost = [np.where(rounded <= c, c, largest).sum() for c in candidates]
-  best = int(candidates[int(np.argmin(cost))])
-  return (best,) if best == largest else (best, largest)
+  if max_shapes < 1 or not len(needed):
+    raise ValueError(f'max_shapes {max_shapes} must be at least 1, and needed not empty: {needed}')
+  sizes, counts = np.unique([round_up_rows(int(n), multiple) for n in needed], return_counts=True)
+  below = np.concatenate([[0], np.cumsum(counts)])
+  # best[j]: (rows, shapes) of the batches of the j smallest sizes, the last shape being sizes[j-1].
+  best = [(0, ())] + [(int(size * below[j + 1]), (int(size),)) for j, size in enumerate(sizes)]
+  chosen = best[-1]
+  for _ in range(1, max_shapes):
+    best = [min(
+      [best[j]] + [(best[i][0] + int(sizes[j - 1] * (below[j] - below[i])),
+                    (*best[i][1], int(sizes[j - 1]))) for i in range(1, j)])
+      for j in range(len(best))]
+    if best[-1][0] > (1 - worth) * chosen[0]:
+      break
+    chosen = best[-1]
+  return chosen[1]

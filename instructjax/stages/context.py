@@ -67,12 +67,15 @@ class Context:
     role = {'ref': 'policy'}.get(role, role)
     return dict(self.config.rules[role])
 
-  def limits(self, role: str, row_length: int) -> Limits:
-    """What an item for this role's network may measure."""
+  def limits(
+    self, role: str, row_length: int, prompt: int | None = None, response: int | None = None
+  ) -> Limits:
+    """What an item for this role's network may measure; None takes the recipe's own limit."""
     c = self.config.limits
     return Limits(
-      c.prompt_tokens, c.response_tokens, row_length, self.model(role).context,
-      c.truncate_prompts)
+      c.prompt_tokens if prompt is None else prompt,
+      c.response_tokens if response is None else response,
+      row_length, self.model(role).context, c.truncate_prompts)
 
   def fresh(self, role: str, key: jax.Array, *, head_init: str = 'zero'):
     """New parameters of a role, in their shardings."""

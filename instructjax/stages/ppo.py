@@ -195,8 +195,10 @@ def _text_loader(ctx: Context, name: str, c):
     raise ValueError(
       f'{name}: ptx_ratio {c.ptx_ratio} x batch_size {c.batch_size} = {count} documents do not '
       f'split into minibatches x ptx_microbatches = {splits}')
+  order = Shuffled(
+    len(found), ctx.seed(f'{name} ptx'), [language_sizes(i).tokens for i in found])
   return language.make_loader(
-    ctx, found, Shuffled(len(found), ctx.seed(f'{name} ptx')), batch_size=count,
+    ctx, found, order, batch_size=count,
     microbatches=splits, row_length=c.ptx_row_length)
 
 

@@ -28,15 +28,32 @@ def load_rankings(ctx: Context, source: str, split: str) -> list[Ranking]:
 
 
 def _make_items(ctx: Context, c, split: str):
+  limits = ctx.limits('reward', c.row_length, c.prompt_tokens, c.response_tokens)
   return items.ranking_items(
-    ctx.tokenizer, load_rankings(ctx, c.rankings, split), ctx.limits('reward', c.row_length),
+    ctx.tokenizer, load_rankings(ctx, c.rankings, split), limits,
     ctx.rejected, margin=c.margin, drop_long_responses=ctx.config.limits.drop_long_responses)
+
+
+def _held_out(ctx: Context, name: str, c):
+  """(items, rows) of all held-out rankings; the first `valid_examples` are watched in training.
+
+  Of the recipe's own files these are both splits that are not trained on: where a few prompts hold
+  many of the pairs, an interval over prompts needs them. Files are often sorted by source, so the
+  order is drawn.
+  """
+  splits = ('valid', 'test') if c.rankings == 'data' else ('valid',)
+  found = [pair for split in splits for pair in zip(*_make_items(ctx, c, split), strict=True)]
+  if not found:
+    raise ValueError(f'{name}: no held-out ranking is usable; rejected.jsonl says why, by row')
+  order = np.random.default_rng(ctx.seed(f'{name} held out')).permutation(len(found))
+  return tuple(list(part) for part in zip(*(found[i] for i in order)))
 
 
 def _loader(ctx: Context, c, found, order, *, batch_size, microbatches, responses):
   return RankingLoader(
     found, order, batch_size=batch_size, microbatches=microbatches, row_length=c.row_length,
-    select_slots=suggest_slots([ranking_sizes(i) for i in found], c.row_length),
+    # A slot costs one product with the head's vector.
+    select_slots=suggest_slots([ranking_sizes(i) for i in found], c.row_length, spare=1.0),
     rows_multiple=sharding.batch_shards(ctx.mesh), responses=responses)
 
 
@@ -66,19 +83,24 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   """Trains the reward model, then stores the bias in its head."""
   sharding.check_divides(c.batch_size // c.microbatches, ctx.mesh, f'{name}.batch_size')
   model = ctx.model('reward', dropout=c.dropout)
-  found, _ = _make_items(ctx, c, 'train')
-  valid_items, valid_rows = _make_items(ctx, c, 'valid')
-  valid_items, valid_rows = valid_items[:c.valid_examples], valid_rows[:c.valid_examples]
-  responses = max(len(i.group.branches) for i in [*found, *valid_items])
+  found, rows = _make_items(ctx, c, 'train')
+  found = items.merge_labels(found, rows) if c.merge_labels else found
+  held_out, held_out_rows = _held_out(ctx, name, c)
+  responses = max(len(i.group.branches) for i in [*found, *held_out])
   steps = training.stage_steps(c, len(found))
-  loader = _loader(ctx, c, found, Shuffled(len(found), ctx.seed(name)), batch_size=c.batch_size,
+  order = Shuffled(len(found), ctx.seed(name), [ranking_sizes(i).tokens for i in found])
+  loader = _loader(ctx, c, found, order, batch_size=c.batch_size,
                    microbatches=c.microbatches, responses=responses)
-  evaluator = RankingEvaluator(ctx.mesh, ctx.model('reward'), _loader(
-    ctx, c, valid_items, Sequential(len(valid_items)), microbatches=1, responses=responses,
-    batch_size=_divisible(min(64, len(valid_items)), ctx)))
+
+  def make_evaluator(chosen):
+    return RankingEvaluator(ctx.mesh, ctx.model('reward'), _loader(
+      ctx, c, chosen, Sequential(len(chosen)), microbatches=1, responses=responses,
+      batch_size=_divisible(min(64, len(chosen)), ctx)))
+
+  watched = make_evaluator(held_out[:c.valid_examples])
 
   def validate(step, state):
-    return ranking_report(evaluator.run(state.params['reward']))[0]
+    return ranking_report(watched.run(state.params['reward']))[0]
 
   params = ctx.load_as_scalar(c.init, ctx.key(name), head_init=c.head_init)
   state, _, _ = training.run(ctx, training.Stage(
@@ -94,14 +116,15 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   with Checkpoints(ctx.directory(name) / 'released', keep_last=1) as released:
     if released.latest() is None:
       released.save(steps, {'params': {'reward': trained}}, {'bias': bias})
-  return _results(ctx, name, c, evaluator.run(trained), bias, steps, loader, valid_rows)
+  ranked = make_evaluator(held_out).run(trained)
+  return _results(ctx, name, ranked, bias, steps, loader, held_out_rows)
 
 
-def _results(ctx, name, c, ranked: RankedScores, bias, steps, loader, valid_rows):
+def _results(ctx, name, ranked: RankedScores, bias, steps, loader, held_out_rows):
   numbers, bins = ranking_report(ranked)
   seed = ctx.seed(f'{name} intervals')
   labels = _grades(ranked)
-  more = {'seed': seed, 'mask': ranked.mask, 'prompts': [r.prompt for r in valid_rows]}
+  more = {'seed': seed, 'mask': ranked.mask, 'prompts': [r.prompt for r in held_out_rows]}
   accuracy = statistics.noisy_accuracy(ranked.scores, labels, **more)
   longer = statistics.noisy_accuracy(ranked.length, labels, **more)
   places = np.broadcast_to(-np.arange(ranked.mask.shape[1]), ranked.mask.shape)
@@ -111,7 +134,7 @@ def _results(ctx, name, c, ranked: RankedScores, bias, steps, loader, valid_rows
              ('ranking_accuracy', accuracy), ('valid_longer_accuracy', longer),
              ('valid_first_position_accuracy', first))]
   sources = by_source(
-    ranked, labels, [r.source for r in valid_rows], [r.prompt for r in valid_rows], seed)
+    ranked, labels, [r.source for r in held_out_rows], [r.prompt for r in held_out_rows], seed)
   rows += [{'metric': f'source_{s["verdict"]}_longer', 'model': s['source'],
             'judge': 'reward_model', 'value': s['accuracy'], 'low': s['low'], 'high': s['high'],
             'n': s['pairs']} for s in sources]
