@@ -201,6 +201,8 @@ def reward_model(*, init: str, rankings: str, batch_size: int, row_length: int, 
   # Subtracted from each preferred score gap, in score units (Llama 2's margin, one for all pairs).
   c.margin = 0.0
   c.dropout = 0.0
+  # Average of the weights over steps, validated and released in their place; 0: the weights.
+  c.ema_decay = 0.0
   # Held-out rankings that are watched in training (the report takes all of them), and
   # demonstrations whose mean score becomes 0 by the stored bias.
   c.valid_examples = 512

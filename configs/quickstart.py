@@ -209,6 +209,7 @@ def _shrink(c: ConfigDict) -> None:
   c.sft.candidates = 2
   c.collect.batch_size = 64
   c.reward_model.valid_examples = c.reward_model.bias_demonstrations = 48
+  c.reward_model.ema_decay = 0.5
   c.select.prompts = 32
   c.ppo.batch_size = 32
   c.ppo.train_steps = 4

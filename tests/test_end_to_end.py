@@ -3,12 +3,14 @@
 import json
 import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import small
 
 from configs import quickstart
+from instructjax import checkpoint, pipeline, report, tree
 from instructjax import config as config_lib
-from instructjax import pipeline, report
 from instructjax.hooks import read_metrics
 
 
@@ -62,6 +64,34 @@ def test_the_reward_model_trains_and_is_centred_on_demonstrations(finished):
   assert lines[-1]['ranking/loss'] < max(0.8, lines[0]['ranking/loss'])
   assert math.isfinite(found['bias']) and found['bias'] != 0
   assert sum(b['n'] for b in found['calibration']) > 0
+
+
+def stored(path, item):
+  """{path: array} of a checkpoint's item."""
+  target = {}
+  for name, (shape, dtype) in checkpoint.describe(path, item).items():
+    *parents, last = name.split('/')
+    place = target
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    place[last] = jnp.zeros(shape, dtype)
+  return {k: np.asarray(v) for k, v in tree.named_leaves(
+    checkpoint.load_item(path, item, target)).items()}
+
+
+def test_the_reward_model_releases_its_average(finished):
+  config, workdir = finished
+  assert config.reward_model.ema_decay == 0.5
+  found = summary(finished, 'reward_model')
+  last = workdir / 'reward_model' / 'checkpoints' / str(found['steps'])
+  released = stored(workdir / found['checkpoint'], 'params')
+  average, weights = stored(last, 'ema'), stored(last, 'params')
+  bias = 'reward/head/bias'
+  assert released.keys() == average.keys() == weights.keys() and bias in released
+  for name, value in average.items():
+    shift = np.float32(found['bias'] if name == bias else 0)
+    np.testing.assert_array_equal(released[name], value + shift)
+  assert any((released[name] != weights[name]).any() for name in weights if name != bias)
 
 
 def test_select_knows_both_rules(finished):

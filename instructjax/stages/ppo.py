@@ -10,6 +10,7 @@ from instructjax import sharding, train_state
 from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import items
 from instructjax.data.pipeline import PromptLoader, Shuffled
+from instructjax.data.placement import language_sizes
 from instructjax.evaluators.policy import SampledResponses
 from instructjax.generation import Sampling
 from instructjax.hooks import read_metrics

@@ -99,23 +99,27 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
 
   watched = make_evaluator(held_out[:c.valid_examples])
 
+  def released(state):
+    return (state.ema if c.ema_decay else state.params)['reward']
+
   def validate(step, state):
-    return ranking_report(watched.run(state.params['reward']))[0]
+    return ranking_report(watched.run(released(state)))[0]
 
   params = ctx.load_as_scalar(c.init, ctx.key(name), head_init=c.head_init)
   state, _, _ = training.run(ctx, training.Stage(
     name=name, config=c, algorithm=make_reward_model(model, pair_divisor=c.pair_divisor),
     params={'reward': params}, frozen={}, optimizers={'reward': c.optimizer},
     build=lambda step: ({'rankings': loader.batch(step)}, None), steps=steps, extras={},
-    averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=(),
+    averaging=Averaging(c.ema_decay, 'step'), ema_roles=('reward',) if c.ema_decay else (),
+    validate=validate, keep=(),
     shown=('ranking/loss', 'ranking/accuracy', 'grad_norm/reward', 'learning_rate/reward'),
     stop=lambda computed: None, validate_start=False, samples=list))
-  trained = state.params['reward']
+  trained = released(state)
   bias = -float(demonstration_scores(ctx, trained, c.bias_demonstrations).mean(dtype=np.float64))
   trained = heads.shift_bias(trained, np.float32(bias))
-  with Checkpoints(ctx.directory(name) / 'released', keep_last=1) as released:
-    if released.latest() is None:
-      released.save(steps, {'params': {'reward': trained}}, {'bias': bias})
+  with Checkpoints(ctx.directory(name) / 'released', keep_last=1) as kept:
+    if kept.latest() is None:
+      kept.save(steps, {'params': {'reward': trained}}, {'bias': bias})
   ranked = make_evaluator(held_out).run(trained)
   return _results(ctx, name, ranked, bias, steps, loader, held_out_rows)
 
