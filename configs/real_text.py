@@ -85,8 +85,9 @@ def get_config(arg: str = '') -> ConfigDict:
   c.reward_model = common.reward_model(
     init='sft', rankings='data', batch_size=32, row_length=768, peak=1e-3)
   c.reward_model.prompt_tokens = c.reward_model.response_tokens = 384
-  # A second epoch ordered more training pairs and, as far as it was followed, fewer held-out ones.
-  c.reward_model.train_epochs = 1.0
+  # From the second epoch on the weights learn the training pairs by heart; their average does not.
+  c.reward_model.train_epochs = 2.0
+  c.reward_model.ema_decay = 0.995
   c.reward_model.dropout = 0.2
   c.reward_model.optimizer.weight_decay = 0.1
   c.reward_model.valid_examples = 500
