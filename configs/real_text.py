@@ -21,8 +21,9 @@ rankings, 10,500 prompts), seed 1, 2 cores, float32: 21 minutes and 9 GiB.
   the average of the weights, 61.5 %; rates of 2e-3 and 3e-3 had under 60 % when stopped. All with
   these pairs in view, so the number is, if anything, too high.
 - PPO-ptx on test prompts, averaged weights (released): mean score from -0.52 to 0.37, 0.55 standard
-  deviations of the SFT scores, at a KL of 2.4 nats a response; 88.5 % of the responses have an end,
-  84.6 % of those of `rl_init`. The weights themselves: 0.98 at 8.4 nats, but 91.6 % with an end.
+  deviations (1.61) of the scores at the start, at a KL of 2.4 nats a response; 88.5 % of the
+  responses have an end, 84.6 % of those of `rl_init`. The weights themselves: 0.98 at 8.4 nats, but
+  91.6 % with an end.
 """
 
 from ml_collections import ConfigDict

@@ -186,6 +186,10 @@ def stage_table(
   print_table(title, ('quantity', 'value'), pairs, console=console)
 
 
+# Characters a column of samples should have: a few words.
+_NARROW = 16
+
+
 def sample_table(
   rows: Sequence[Mapping[str, Any]],
   *,
@@ -195,13 +199,21 @@ def sample_table(
 ) -> None:
   """Prints samples side by side; the columns are the keys of all rows, in order of appearance.
 
+  Where a column would have fewer than `_NARROW` characters, a row's texts stand one below the
+  other.
+
   Args:
     rows: e.g. {'prompt': ..., 'response': ..., 'score': ...}.
     max_characters: longer texts are cut, with an ellipsis, in the table only.
   """
   columns = list(dict.fromkeys(key for row in rows for key in row))
   cells = [[_shorten(row.get(column), max_characters) for column in columns] for row in rows]
-  print_table(title, columns, cells, console=console)
+  console = console if console is not None else _console()
+  if console.width >= _NARROW * len(columns):
+    print_table(title, columns, cells, console=console)
+    return
+  below = [pair for values in cells for pair in [*zip(columns, values, strict=True), ('', '')]]
+  print_table(title, ('', ''), below[:-1], console=console)
 
 
 def _shorten(value: Any, max_characters: int) -> Any:

@@ -63,3 +63,12 @@ def test_sample_table_keeps_brackets_and_says_what_it_cut():
     max_characters=50, console=console)
   text = console.file.getvalue()
   assert '[bold]hi[/bold] \\' in text and 'x' * 49 + '…' in text and 'gold' in text
+
+
+def test_many_samples_stand_below_each_other():
+  console = _console()
+  models = {f'model {i}': f'answer {i} of some words' for i in range(12)}
+  display.sample_table([{'prompt': 'one', **models}, {'prompt': 'two', **models}], console=console)
+  lines = console.file.getvalue().splitlines()
+  for i in range(12):
+    assert sum(f'model {i} ' in line and f'answer {i} of some words' in line for line in lines) == 2
