@@ -5,8 +5,8 @@
 Arguments: `:test` is a run of a minute for tests; `:plain` adds plain PPO and the control that
 gets the same ptx text without PPO; `:tax` adds PPO and PPO-ptx that nothing holds near the start,
 for the alignment tax at equal KL; `:dpo` adds DPO on the same rankings; `:sweep` adds PPO over
-ptx_coef and kl_coef. In the workdir of a finished run only what was added is computed. `seed=N`
-seeds everything, the world included.
+ptx_coef and kl_coef. In the workdir of a finished run, its own presets named again, only what
+was added is computed. `seed=N` seeds everything, the world included.
 
 The paper's ptx_coef of 27.8 is stable here in 30 iterations at kl_coef 0.05, 0.1 and 0.2 (seed 1,
 both terms means over their tokens, whole gradient clipped to norm 1, learning rate 1e-3): the
