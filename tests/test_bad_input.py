@@ -128,6 +128,7 @@ def run_stage(world, tmp_path, name, **fields):
   ({'ppo__batch_size': 30}, 'ppo.batch_size 30 is not divisible by .* 4; use 28 or 32'),
   ({'ppo__rollout_slots': 0}, 'ppo.rollout_slots is 0'),
   ({'ppo__release': 'both'}, "ppo.release is 'both'"),
+  ({'ppo__ema_decay': 1.0}, 'ppo.ema_decay is 1.0; it must be from 0.0'),
   ({'ppo__top_k': 5}, 'rollouts need temperature 1, top_k 0 and top_p 1, not 1.0, 5, 1.0'),
   ({'ppo__temperature': 0.7}, 'rollouts need temperature 1'),
   ({'ppo__top_p': 0.9}, 'rollouts need temperature 1'),

@@ -28,6 +28,11 @@ class Group:
   branches: tuple[np.ndarray, ...]
   item: int
 
+  @property
+  def tokens(self) -> int:
+    """Trunk and branches, each once."""
+    return self.trunk.size + sum(b.size for b in self.branches)
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageItem:
@@ -80,11 +85,6 @@ class Sizes(NamedTuple):
   branches: tuple[int, ...]
   trunk_slots: int
   branch_slots: tuple[int, ...]
-
-  @property
-  def tokens(self) -> int:
-    """Trunk and branches, each once."""
-    return self.trunk + sum(self.branches)
 
 
 class Part(NamedTuple):
@@ -168,7 +168,7 @@ def suggest_slots(sizes: Sequence[Sizes], row_length: int, spare: float = 0.1) -
     spare: a share; a tenth where a slot costs logits over the vocabulary, more where it costs
       little.
   """
-  tokens = sum(s.tokens for s in sizes)
+  tokens = sum(s.trunk + sum(s.branches) for s in sizes)
   slots = sum(s.trunk_slots + sum(s.branch_slots) for s in sizes)
   single = max(s.trunk_slots + max(s.branch_slots, default=0) for s in sizes)
   needed = max(single, math.ceil((1 + spare) * row_length * slots / tokens), 1)
@@ -223,6 +223,8 @@ def choose_rows(
   Args:
     needed: rows needed by each batch of a scan.
     multiple: every shape is a multiple of this (data shards).
+    max_shapes: at least 1.
+    worth: in [0, 1).
   """
   if max_shapes < 1 or not len(needed):
     raise ValueError(f'max_shapes {max_shapes} must be at least 1, and needed not empty: {needed}')

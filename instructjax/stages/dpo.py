@@ -8,7 +8,7 @@ from instructjax import sharding
 from instructjax.algorithms import dpo
 from instructjax.data import items
 from instructjax.data.pipeline import PreferenceLoader, Sequential, Shuffled
-from instructjax.data.placement import ranking_sizes, score_sizes, suggest_slots
+from instructjax.data.placement import score_sizes, suggest_slots
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
 from instructjax.losses import preference
@@ -86,7 +86,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     sums = _HeldOut(ctx, c, found, responses).by_item(ref)
   held = _HeldOut(ctx, c, valid, responses)
   anchors = held.logprobs(ref)
-  order = Shuffled(len(found), ctx.seed(name), [ranking_sizes(i).tokens for i in found])
+  order = Shuffled(len(found), ctx.seed(name), [i.group.tokens for i in found])
   loader = _loader(ctx, c, found, order, batch_size=c.batch_size,
                    microbatches=c.microbatches, responses=responses, ref=sums)
   steps = training.stage_steps(c, len(found))

@@ -112,10 +112,10 @@ def _mixture(ctx: Context, name: str, c):
   """
   found = make_items(ctx, c, c.examples, 'train')
   if not c.pretrain_share:
-    costs = [language_sizes(i).tokens for i in found]
+    costs = [i.group.tokens for i in found]
     return found, Shuffled(len(found), ctx.seed(name), costs), len(found)
   text = [_weighted(i, c.pretrain_weight, c.unit) for i in make_items(ctx, c, 'pretrain', 'train')]
-  costs = [language_sizes(i).tokens for i in [*found, *text]]
+  costs = [i.group.tokens for i in [*found, *text]]
   order = Mixed(len(found), len(text), c.pretrain_share, ctx.seed(name), costs)
   return [*found, *text], order, round(len(found) / (1 - c.pretrain_share))
 

@@ -10,7 +10,6 @@ from instructjax import sharding, train_state
 from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import items
 from instructjax.data.pipeline import PromptLoader, Shuffled
-from instructjax.data.placement import language_sizes
 from instructjax.evaluators.policy import SampledResponses
 from instructjax.generation import Sampling
 from instructjax.hooks import read_metrics
@@ -196,11 +195,9 @@ def _text_loader(ctx: Context, name: str, c):
     raise ValueError(
       f'{name}: ptx_ratio {c.ptx_ratio} x batch_size {c.batch_size} = {count} documents do not '
       f'split into minibatches x ptx_microbatches = {splits}')
-  order = Shuffled(
-    len(found), ctx.seed(f'{name} ptx'), [language_sizes(i).tokens for i in found])
+  order = Shuffled(len(found), ctx.seed(f'{name} ptx'), [i.group.tokens for i in found])
   return language.make_loader(
-    ctx, found, order, batch_size=count,
-    microbatches=splits, row_length=c.ptx_row_length)
+    ctx, found, order, batch_size=count, microbatches=splits, row_length=c.ptx_row_length)
 
 
 def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:

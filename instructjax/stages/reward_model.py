@@ -88,7 +88,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   held_out, held_out_rows = _held_out(ctx, name, c)
   responses = max(len(i.group.branches) for i in [*found, *held_out])
   steps = training.stage_steps(c, len(found))
-  order = Shuffled(len(found), ctx.seed(name), [ranking_sizes(i).tokens for i in found])
+  order = Shuffled(len(found), ctx.seed(name), [i.group.tokens for i in found])
   loader = _loader(ctx, c, found, order, batch_size=c.batch_size,
                    microbatches=c.microbatches, responses=responses)
 

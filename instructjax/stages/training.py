@@ -194,10 +194,12 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
     (final state, logged training metrics of this process, checkpoint path relative to the workdir)
 
   Raises:
+    ValueError: the average's decay is not in [0, 1).
     Stopped: a signal asked to stop; the state was saved.
     FloatingPointError: a loss or gradient was not finite.
   """
   c = stage.config
+  config_lib.require_range(f'{stage.name}.ema_decay', stage.averaging.decay, 0.0, 1 - 1e-9)
   made = {role: optimizer.make_optimizer(
     config, steps=stage.steps, updates_per_step=stage.algorithm.updates_per_step)
     for role, config in stage.optimizers.items()}
