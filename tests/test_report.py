@@ -132,8 +132,6 @@ def write_run(workdir, seed=11, tax=-0.01):
       'ranking/accuracy': 0.5 + 0.15 * t / 100,
       'ranking/ece': 0.021,
       'ranking/length_correlation': 0.12,
-      'ranking/longer_accuracy': 0.53,
-      'ranking/first_position_accuracy': 0.502,
     }
     for t in (25, 50, 75, 100)
   ]
@@ -143,6 +141,10 @@ def write_run(workdir, seed=11, tax=-0.01):
     metrics=ranking,
     calibration=bins,
     rows=[
+      row('reward_model', 'valid_longer_accuracy', 0.53, 0.52, 0.54),
+      row('reward_model', 'accuracy_gain_over_longer', 0.121, 0.11, 0.132),
+      row('reward_model', 'valid_first_position_accuracy', 0.502, 0.49, 0.51),
+      row('reward_model', 'accuracy_gain_over_first_position', 0.149, 0.14, 0.158),
       row('reward_model', 'noisy_accuracy', 0.651, 0.64, 0.662),
       row('reward_model', 'noisy_accuracy_gold', 0.752, 0.742, 0.762),
       row('reward_model', 'normalised_accuracy', 0.6, 0.56, 0.64),

@@ -381,3 +381,44 @@ def test_rows_of_one_prompt_are_resampled_together():
   again = statistics.noisy_accuracy(
     predictions[shuffled], labels[shuffled], seed=1, prompts=prompts[shuffled])
   assert again == together
+
+
+def crowded(rng, prompts=20):
+  """Two judges of labelled pairs, one prompt with many of the pairs; the first is a bit better."""
+  of = np.repeat(np.arange(prompts), [200] + [10] * (prompts - 1))
+  labels = np.tile([[1.0, 0.0]], (len(of), 1))
+  hard = rng.uniform(0.2, 0.9, prompts)[of]
+  draw = rng.uniform(size=len(of))
+  first = np.stack([draw < hard + 0.05, draw >= hard + 0.05], axis=1).astype(float)
+  second = np.stack([draw < hard, draw >= hard], axis=1).astype(float)
+  return of, labels, first, second
+
+
+def test_a_paired_difference_is_found_where_two_intervals_overlap():
+  of, labels, first, second = crowded(np.random.default_rng(0))
+  more = {'seed': 1, 'prompts': of}
+  a, b = (statistics.noisy_accuracy(x, labels, **more) for x in (first, second))
+  gain = statistics.accuracy_gain(first, second, labels, **more)
+  assert gain.value == pytest.approx(a.value - b.value)
+  assert gain.n == 20
+  assert a.low < b.value and gain.low > 0
+  back = statistics.accuracy_gain(second, first, labels, **more)
+  assert back.value == -gain.value and back.high < 0
+  assert statistics.accuracy_gain(first, first, labels, **more)[:3] == (0.0, 0.0, 0.0)
+
+
+def test_prompts_count_once_where_asked():
+  of, labels, first, second = crowded(np.random.default_rng(1))
+  more = {'seed': 1, 'prompts': of, 'unit': 'prompt'}
+  right = (first[:, 0] > first[:, 1]).astype(float)
+  means = [right[of == p].mean() for p in range(20)]
+  found = statistics.noisy_accuracy(first, labels, **more)
+  assert found.value == pytest.approx(np.mean(means))
+  assert found.n == 20
+  pooled = statistics.noisy_accuracy(first, labels, seed=1, prompts=of)
+  assert pooled.value == pytest.approx(right.mean()) and pooled.value != found.value
+  gain = statistics.accuracy_gain(first, second, labels, **more)
+  assert gain.value == pytest.approx(
+    found.value - statistics.noisy_accuracy(second, labels, **more).value)
+  with pytest.raises(ValueError, match="unit is 'row'"):
+    statistics.noisy_accuracy(first, labels, seed=0, unit='row')

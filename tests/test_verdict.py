@@ -32,11 +32,10 @@ def gold(scores, golds):
   return held_out('score', scores) + held_out('gold', golds)
 
 
-def ranking(accuracy, metric, baseline):
-  return {
-    'metrics': held_out(metric, [baseline]),
-    'rows': [row('noisy_accuracy', accuracy, accuracy - 0.01, accuracy + 0.01)],
-  }
+def ranking(gain, rule, accuracy):
+  return {'rows': [
+    row(f'valid_{rule}_accuracy', accuracy),
+    row(f'accuracy_gain_over_{rule}', gain, gain - 0.01, gain + 0.01)]}
 
 
 def drifted(metric, start, end):
@@ -105,14 +104,14 @@ CASES = [
   ),
   (
     checks.beats_length,
-    ranking(0.65, 'ranking/longer_accuracy', 0.55),
-    ranking(0.60, 'ranking/longer_accuracy', 0.38),
+    ranking(0.1, 'longer', 0.55),
+    ranking(-0.02, 'longer', 0.38),
     'fail',
   ),
   (
     checks.beats_position,
-    ranking(0.65, 'ranking/first_position_accuracy', 0.5),
-    ranking(0.505, 'ranking/first_position_accuracy', 0.5),
+    ranking(0.15, 'first_position', 0.5),
+    ranking(0.005, 'first_position', 0.5),
     'warn',
   ),
   (checks.calibrated, validated('ranking/ece', 0.02), validated('ranking/ece', 0.2), 'fail'),
@@ -300,9 +299,9 @@ def test_late_first_log_says_nothing_about_the_start():
   assert checks_ppo.kl_starts_at_zero(evidence(metrics)).status == 'absent'
 
 
-def test_accuracy_without_an_interval_cannot_pass():
-  metrics = held_out('ranking/longer_accuracy', [0.52]) + held_out('ranking/accuracy', [0.7])
-  assert checks.beats_length(evidence(metrics)).status == 'warn'
+def test_a_gain_without_an_interval_cannot_pass():
+  rows = [row('valid_longer_accuracy', 0.52), row('accuracy_gain_over_longer', 0.1)]
+  assert checks.beats_length(evidence([], rows=rows)).status == 'warn'
 
 
 def test_stage_kinds_and_the_worst_status():

@@ -137,36 +137,33 @@ def ranking_loss_below_chance(e: Evidence) -> Check:
   return Check(e.stage, name, expected, show(loss), status, hint)
 
 
-def _beats_baseline(e: Evidence, name: str, metric: str, what: str, hint: str) -> Check:
-  expected = f'95 % interval above {what}'
-  baseline = e.last(metric, 'valid')
-  row = e.row('noisy_accuracy', stage=e.stage) or e.row('ranking_accuracy', stage=e.stage)
-  value = e.last('ranking/accuracy', 'valid')
-  if row is None and value is not None:
-    row = {'value': value, 'low': None, 'high': None}
-  if baseline is None or row is None:
-    return absent(e.stage, name, expected, metric if baseline is None else 'ranking accuracy')
+def _beats_rule(e: Evidence, name: str, rule: str, what: str, hint: str) -> Check:
+  expected = f'95 % interval of the accuracy beyond {what} above 0'
+  row = e.row(f'accuracy_gain_over_{rule}', stage=e.stage)
+  alone = e.row(f'valid_{rule}_accuracy', stage=e.stage)
+  if row is None or alone is None:
+    return absent(e.stage, name, expected, 'accuracy on held-out rankings')
   # A rule that always prefers the shorter response is as cheap as its opposite.
-  bar = max(baseline, 1 - baseline)
-  seen = f'{show_interval(row)} against {show(bar)}'
-  return Check(e.stage, name, expected, seen, _above(row, bar), hint)
+  bar = max(alone['value'], 1 - alone['value'])
+  seen = f'{show_interval(row)} beyond {show(bar)}'
+  return Check(e.stage, name, expected, seen, _above(row, 0.0), hint)
 
 
 def beats_length(e: Evidence) -> Check:
-  return _beats_baseline(
+  return _beats_rule(
     e,
     'beats the length baseline',
-    'ranking/longer_accuracy',
+    'longer',
     'always preferring the longer (or shorter) response',
     'PPO would only learn to write longer: more comparisons, or length-balanced ones',
   )
 
 
 def beats_position(e: Evidence) -> Check:
-  return _beats_baseline(
+  return _beats_rule(
     e,
     'beats the majority-position baseline',
-    'ranking/first_position_accuracy',
+    'first_position',
     'always preferring the majority position',
     'the order of responses gives labels away, or nothing was learnt: shuffle, train longer',
   )

@@ -87,3 +87,65 @@ def ranking_report(ranked: RankedScores) -> tuple[dict[str, float], list]:
     'ranking/longer_accuracy': pooled((longer + 1) / 2),
     'ranking/first_position_accuracy': pooled((earlier + 1) / 2),
   }, bins
+
+
+def grades(ranked: RankedScores) -> np.ndarray:
+  """[n, K]: each response's number of pairs won minus lost: the label's order as grades."""
+  wins = (ranked.better > 0).sum(-1)
+  return (wins - (ranked.better > 0).sum(-2)).astype(np.float64)
+
+
+def accuracy_rows(ranked: RankedScores, prompts: list[str], seed: int) -> list[dict]:
+  """Accuracy beside that of two rules that need no model, and the paired differences to them.
+
+  Each is given over pairs and, as `<metric>_by_prompt`, as the mean over prompts of the mean within
+  a prompt. The rules prefer the longer response (the shorter one, where that is right more often)
+  and the response in the earlier (later) place.
+  """
+  labels = grades(ranked)
+  more = {'seed': seed, 'mask': ranked.mask, 'prompts': prompts}
+  rules = {
+    'longer': ranked.length,
+    'first_position': np.broadcast_to(-np.arange(ranked.mask.shape[1]), ranked.mask.shape)}
+  found = []
+  for unit, ending in (('pair', ''), ('prompt', '_by_prompt')):
+    more['unit'] = unit
+    found.append(('ranking_accuracy', ending, statistics.noisy_accuracy(
+      ranked.scores, labels, **more)))
+    for rule, values in rules.items():
+      alone = statistics.noisy_accuracy(values, labels, **more)
+      better = values if alone.value >= 0.5 else -values
+      found += [
+        (f'valid_{rule}_accuracy', ending, alone),
+        (f'accuracy_gain_over_{rule}', ending, statistics.accuracy_gain(
+          ranked.scores, better, labels, **more))]
+  return [{'metric': metric + ending, 'model': 'reward_model', 'value': i.value, 'low': i.low,
+           'high': i.high, 'n': i.n} for metric, ending, i in found]
+
+
+def by_source(
+  ranked: RankedScores, sources: list[str], prompts: list[str], seed: int
+) -> list[dict]:
+  """Accuracy of each source with at least 100 held-out pairs beside that of the longer response.
+
+  'above', 'equal' or 'below': whether the 95 % interval of the difference, prompts resampled with
+  all their rows, lies above, around or below 0. The first entry pools all sources.
+  """
+  found = []
+  names, prompts, labels = np.array(sources), np.array(prompts), grades(ranked)
+  for name in ('all sources', *sorted(set(sources))):
+    mine = np.ones(len(names), bool) if name == 'all sources' else names == name
+    pairs = int((ranked.better[mine] > 0).sum())
+    if pairs < 100:
+      continue
+    scores, length, graded = ranked.scores[mine], ranked.length[mine], labels[mine]
+    more = {'seed': seed, 'mask': ranked.mask[mine], 'prompts': prompts[mine]}
+    accuracy = statistics.noisy_accuracy(scores, graded, **more)
+    longer = statistics.noisy_accuracy(length, graded, **more)
+    gain = statistics.accuracy_gain(scores, length, graded, **more)
+    verdict = 'above' if gain.low > 0 else 'below' if gain.high < 0 else 'equal'
+    found.append({
+      'source': name, 'pairs': pairs, 'prompts': accuracy.n, 'accuracy': accuracy.value,
+      'low': accuracy.low, 'high': accuracy.high, 'longer': longer.value,
+      'difference_low': gain.low, 'difference_high': gain.high, 'verdict': verdict})
+  return found

@@ -73,10 +73,16 @@ RATES = {
   'noisy_accuracy_gold',
   'labeler_agreement',
   'ranking_accuracy',
+  'ranking_accuracy_by_prompt',
+  'accuracy_gain_over_longer',
+  'accuracy_gain_over_longer_by_prompt',
   'end_rate',
 }
 REWARD_MODEL_WORDS = {
   'ranking_accuracy': 'accuracy on held-out rankings',
+  'accuracy_gain_over_longer': 'beyond preferring the longer response, same pairs',
+  'ranking_accuracy_by_prompt': 'accuracy, each prompt counted once',
+  'accuracy_gain_over_longer_by_prompt': 'beyond the longer response, each prompt once',
   'noisy_accuracy': 'accuracy on fresh noisy labels',
   'noisy_accuracy_gold': "the gold judge's accuracy on the same pairs",
   'normalised_accuracy': "(accuracy - 1/2) / (gold's - 1/2)",

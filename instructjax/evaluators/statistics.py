@@ -176,10 +176,11 @@ def noisy_accuracy(
   seed: int,
   mask: Bool[np.ndarray, 'n K'] | None = None,
   prompts: Sequence | None = None,
+  unit: str = 'pair',
   resamples: int = 2000,
   level: float = 0.95,
 ) -> Interval:
-  """Share of held-out labelled pairs ordered as the labeler did, pooled over pairs.
+  """Share of held-out labelled pairs ordered as the labeler did.
 
   Label ties are dropped, equal predictions count 1/2. Called with the reward model's scores and
   again with the gold scores it judges both on the same pairs.
@@ -190,13 +191,47 @@ def noisy_accuracy(
     mask: True where a response exists; all of them when None.
     prompts: The prompt of each row where several rows share one (labelers who judged the same
       responses, pairs of one ranking): they are resampled together. None: every row has its own.
+    unit: What counts once: 'pair' pools the pairs, 'prompt' takes the mean within a prompt, then
+      over prompts (n is their number), where a few prompts hold many of the pairs.
   """
   right, pairs = _ordered_pairs(
     _masked('predictions', predictions, mask), _masked('labels', labels, mask), mask
   )
+  return _counted(right, pairs, prompts, unit, seed, resamples, level)
+
+
+def accuracy_gain(
+  predictions: Float[np.ndarray, 'n K'],
+  baseline: Float[np.ndarray, 'n K'],
+  labels: Float[np.ndarray, 'n K'],
+  *,
+  seed: int,
+  mask: Bool[np.ndarray, 'n K'] | None = None,
+  prompts: Sequence | None = None,
+  unit: str = 'pair',
+  resamples: int = 2000,
+  level: float = 0.95,
+) -> Interval:
+  """`noisy_accuracy` of the predictions minus that of `baseline`, paired: on the same pairs.
+
+  An easy prompt is easy for both, so this interval tells them apart where their own two overlap.
+  """
+  labels = _masked('labels', labels, mask)
+  right, pairs = _ordered_pairs(_masked('predictions', predictions, mask), labels, mask)
+  by_baseline, _ = _ordered_pairs(_masked('baseline', baseline, mask), labels, mask)
+  return _counted(right - by_baseline, pairs, prompts, unit, seed, resamples, level)
+
+
+def _counted(right, pairs, prompts, unit: str, seed, resamples, level) -> Interval:
+  """A rate from each row's sum and number of pairs; see `noisy_accuracy`."""
+  if unit not in ('pair', 'prompt'):
+    raise ValueError(f"unit is {unit!r}; choose 'pair' or 'prompt'")
   if prompts is not None:
     right, pairs = (summed_by_prompt(x, prompts) for x in (right, pairs))
-  return pooled_interval(right, pairs, seed, resamples, level)
+  if unit == 'pair':
+    return pooled_interval(right, pairs, seed, resamples, level)
+  kept = pairs > 0
+  return mean_interval(right[kept] / pairs[kept], seed, resamples, level)
 
 
 def normalised_accuracy(

@@ -11,8 +11,13 @@ from instructjax.data.placement import ranking_sizes, suggest_slots
 from instructjax.data.records import Ranking
 from instructjax.data.sources import Rejected, read_rankings
 from instructjax.evaluators import policy as policy_eval
-from instructjax.evaluators import statistics
-from instructjax.evaluators.rankings import RankedScores, RankingEvaluator, ranking_report
+from instructjax.evaluators.rankings import (
+  RankedScores,
+  RankingEvaluator,
+  accuracy_rows,
+  by_source,
+  ranking_report,
+)
 from instructjax.loop import Averaging
 from instructjax.models import heads
 from instructjax.stages import training
@@ -127,78 +132,16 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
 def _results(ctx, name, ranked: RankedScores, bias, steps, loader, held_out_rows):
   numbers, bins = ranking_report(ranked)
   seed = ctx.seed(f'{name} intervals')
-  labels = _grades(ranked)
-  more = {'seed': seed, 'mask': ranked.mask, 'prompts': [r.prompt for r in held_out_rows]}
-  accuracy = statistics.noisy_accuracy(ranked.scores, labels, **more)
-  longer = statistics.noisy_accuracy(ranked.length, labels, **more)
-  places = np.broadcast_to(-np.arange(ranked.mask.shape[1]), ranked.mask.shape)
-  first = statistics.noisy_accuracy(places, labels, **more)
-  rows = [{'metric': metric, 'model': 'reward_model', 'value': i.value, 'low': i.low,
-           'high': i.high, 'n': i.n} for metric, i in (
-             ('ranking_accuracy', accuracy), ('valid_longer_accuracy', longer),
-             ('valid_first_position_accuracy', first))]
-  sources = by_source(
-    ranked, labels, [r.source for r in held_out_rows], [r.prompt for r in held_out_rows], seed)
-  rows += [{'metric': f'source_{s["verdict"]}_longer', 'model': s['source'],
-            'judge': 'reward_model', 'value': s['accuracy'], 'low': s['low'], 'high': s['high'],
-            'n': s['pairs']} for s in sources]
-  rows += [{'metric': f'valid_{k.split("/")[1]}', 'model': 'reward_model', 'value': v}
-           for k, v in numbers.items() if k.split('/')[1] in ('ece', 'log_loss',
-                                                              'length_correlation')]
+  prompts = [r.prompt for r in held_out_rows]
+  sources = by_source(ranked, [r.source for r in held_out_rows], prompts, seed)
+  rows = [*accuracy_rows(ranked, prompts, seed), *(
+    {'metric': f'source_{s["verdict"]}_longer', 'model': s['source'], 'judge': 'reward_model',
+     'value': s['accuracy'], 'low': s['low'], 'high': s['high'], 'n': s['pairs']}
+    for s in sources)]
+  rows += [{'metric': f'valid_{k}', 'model': 'reward_model', 'value': numbers[f'ranking/{k}']}
+           for k in ('ece', 'log_loss', 'length_correlation')]
   summary = {
     'checkpoint': f'{name}/released/{steps}', 'weights': 'params', 'steps': steps, 'bias': bias,
     'sources': sources, 'calibration': [b._asdict() for b in bins],
     'row_utilisation': loader.utilisation(8).tokens, **numbers}
   return summary, rows
-
-
-def by_source(
-  ranked: RankedScores, labels, sources: list[str], prompts: list[str], seed: int
-) -> list[dict]:
-  """Accuracy of each source with at least 100 held-out pairs beside that of the longer response.
-
-  'above', 'equal' or 'below': whether the 95 % interval of the difference, prompts resampled with
-  all their rows, lies above, around or below 0. The first entry pools all sources.
-  """
-  found = []
-  names, prompts = np.array(sources), np.array(prompts)
-  for name in ('all sources', *sorted(set(sources))):
-    mine = np.ones(len(names), bool) if name == 'all sources' else names == name
-    more = {'seed': seed, 'mask': ranked.mask[mine], 'prompts': prompts[mine]}
-    accuracy = statistics.noisy_accuracy(ranked.scores[mine], labels[mine], **more)
-    longer = statistics.noisy_accuracy(ranked.length[mine], labels[mine], **more)
-    pairs = int((ranked.better[mine] > 0).sum())
-    if pairs < 100:
-      continue
-    low, high = _difference(ranked, labels, prompts, mine, seed)
-    verdict = 'above' if low > 0 else 'below' if high < 0 else 'equal'
-    found.append({
-      'source': name, 'pairs': pairs, 'prompts': accuracy.n, 'accuracy': accuracy.value,
-      'low': accuracy.low, 'high': accuracy.high, 'longer': longer.value,
-      'difference_low': low, 'difference_high': high, 'verdict': verdict})
-  return found
-
-
-def _difference(ranked: RankedScores, labels, prompts, mine, seed: int) -> tuple[float, float]:
-  """Interval of accuracy minus that of the longer response, over resampled prompts."""
-  right = np.sign(labels[mine][:, :, None] - labels[mine][:, None, :])
-  both = ranked.mask[mine][:, :, None] & ranked.mask[mine][:, None, :]
-  kept = both & (right > 0)
-
-  def hits(values):
-    sign = np.sign(values[mine][:, :, None] - values[mine][:, None, :])
-    return (kept * (sign + 1) / 2).sum((1, 2))
-
-  difference = hits(ranked.scores) - hits(ranked.length.astype(np.float64))
-  pairs = kept.sum((1, 2)).astype(np.float64)
-  difference, pairs = (
-    statistics.summed_by_prompt(x, prompts[mine]) for x in (difference, pairs))
-  index = np.random.default_rng(seed).integers(0, len(pairs), (2000, len(pairs)))
-  rates = difference[index].sum(1) / np.maximum(pairs[index].sum(1), 1)
-  return float(np.quantile(rates, 0.025)), float(np.quantile(rates, 0.975))
-
-
-def _grades(ranked: RankedScores) -> np.ndarray:
-  """Each response's number of pairs won minus lost: the label's order as grades."""
-  wins = (ranked.better > 0).sum(-1)
-  return (wins - (ranked.better > 0).sum(-2)).astype(np.float64)
