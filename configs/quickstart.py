@@ -41,7 +41,7 @@ def data() -> ConfigDict:
   c.demonstrations = 20_000
   c.valid_demonstrations = 1_000
   c.ppo_prompts = 8_000
-  c.rank_prompts = 14_000
+  c.rank_prompts = 24_000
   c.rank_valid_prompts = 600
   c.valid_prompts = 600
   c.test_prompts = 1_000
@@ -90,14 +90,16 @@ def get_config(arg: str = '') -> ConfigDict:
   c.collect = common.collect('sft')
   c.reward_model = common.reward_model(
     init='sft', rankings='collect', batch_size=32, row_length=256, peak=1.5e-3)
-  # The reward model is what limits PPO here: agreement with gold was still rising after one epoch
-  # (75 %, 82 % after three, 83 % after five) and best-of-16 by the first was worse than best-of-4.
-  c.reward_model.train_epochs = 5.0
+  # The reward model is what limits PPO here. On a seed kept for this: 85.5 % agreement with gold
+  # from five epochs of 14,000 rankings, 88.1 % from four of 24,000 and the average of the weights;
+  # three of 36,000 (87.5 %) and eight of 24,000 (87.2 %) bring no more.
+  c.reward_model.train_epochs = 4.0
+  c.reward_model.ema_decay = 0.998
   c.reward_model.optimizer.schedule.warmup_steps = 20
   c.select = common.select(candidates='sft', reward='reward_model', prompts=400)
 
   c.ppo = common.ppo(
-    init='rl_init', ref='rl_init', reward='reward_model', batch_size=512, steps=50)
+    init='rl_init', ref='rl_init', reward='reward_model', batch_size=512, steps=60)
   c.ppo.minibatches = 4
   # The paper takes 8 documents for each episode; half a document is enough in this world.
   c.ppo.ptx_ratio = 0.5

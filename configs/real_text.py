@@ -87,6 +87,8 @@ def get_config(arg: str = '') -> ConfigDict:
 
   c.reward_model = common.reward_model(
     init='sft', rankings='data', batch_size=32, row_length=768, peak=1e-3)
+  # Half of the pairs are in rankings of four and more, which are an eighth of the prompts.
+  c.reward_model.pair_divisor = 'pair'
   c.reward_model.prompt_tokens = c.reward_model.response_tokens = 384
   # From the second epoch on the weights learn the training pairs by heart; their average does not.
   c.reward_model.train_epochs = 2.0
@@ -135,6 +137,8 @@ def _shrink(c: ConfigDict) -> None:
   for role in ('policy', 'reward'):
     c.models[role].update({'size': 'micro', 'context': 448})
   c.pretrain.row_length = c.reward_model.row_length = 448
+  # Half of the pairs are in rankings of four and more, which are an eighth of the prompts.
+  c.reward_model.pair_divisor = 'pair'
   c.reward_model.prompt_tokens = c.reward_model.response_tokens = 224
   for stage in (c.pretrain, c.sft, c.rl_init, c.reward_model):
     stage.batch_size = 8
