@@ -80,6 +80,9 @@ def tracking() -> ConfigDict:
   c.tensorboard = True
   # Arguments of wandb.init, or None; needs the extra `tracking`.
   c.wandb = placeholder(dict)
+  # Peak TFLOP/s of a device, for the metric fraction_of_peak; None: as its data sheet says (dense
+  # bfloat16), and no such metric on a device that is not in `instructjax/models/flops.py`.
+  c.device_tflops = placeholder(float)
   return c
 
 

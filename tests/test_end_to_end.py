@@ -111,7 +111,7 @@ def test_ppo_logs_what_a_reader_needs(finished):
     'policy/ratio_max', 'policy/first_log_ratio_max', 'policy/advantage_std', 'value/loss',
     'value/clip_fraction', 'value/explained_variance', 'ptx/loss', 'grad_norm/ppo/policy',
     'grad_norm/ptx/policy', 'grad_cosine/ppo_ptx', 'kl_coef', 'learning_rate/policy',
-    'learning_rate/value', 'tokens_per_second'}
+    'learning_rate/value', 'tokens_per_second', 'model_tflops_per_second'}
   for row in lines:
     assert wanted <= set(row), wanted - set(row)
     assert row['policy/first_log_ratio_max'] <= 1e-5

@@ -1,9 +1,7 @@
 """The work items: their shapes, and the FLOPs that are useful in them (floor 8).
 
-Only matrix products count, two FLOPs a multiply-add; causal attention counts the half that is seen;
-a backward pass is twice its forward; the head runs where the algorithm needs logits. Whoever does
-more (recomputation, padding, a prompt once for each response) gets no credit for it, so the rates
-of different programs can be compared.
+FLOPs are counted as in `models.flops`: whoever does more (recomputation, padding, a prompt once for
+each response) gets no credit for it.
 
 Letters: L layers, D width, V vocabulary, B sequences, P prompt, R response, T row, K responses.
 """
@@ -12,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from instructjax.models import flops
 from instructjax.models.presets import SIZES
 from instructjax.models.transformer import ModelConfig
 
@@ -32,12 +31,12 @@ class Size(NamedTuple):
 
   def trunk(self, sequences: int, tokens: int, before: float = 0) -> float:
     """FLOPs of a forward of `tokens` new positions after `before` seen ones, without the head."""
-    products = 24 * self.layers * self.width**2
-    attention = 4 * self.layers * self.width * (before + (tokens + 1) / 2)
-    return sequences * tokens * (products + attention)
+    positions = sequences * tokens
+    return flops.trunk_flops(
+      self.layers, self.width, 4 * self.width, positions, positions * (before + (tokens + 1) / 2))
 
   def head(self, positions: int) -> float:
-    return 2 * self.width * self.vocab * positions
+    return flops.head_flops(self.width, self.vocab, positions)
 
 
 GPT2_VOCAB = 50_257

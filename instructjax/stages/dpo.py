@@ -113,7 +113,9 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     build=lambda step: ({'preferences': loader.batch(step)}, None), steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=(),
     shown=('dpo/loss', 'ranking/accuracy', 'grad_norm/policy', 'learning_rate/policy'),
-    stop=lambda computed: None, validate_start=True, samples=list))
+    stop=lambda computed: None, validate_start=True, samples=list,
+    work=training.trained(
+      model, 'preferences', ref=ctx.model('ref') if sums is None else None)))
   return _results(ctx, name, c, loader, steps, last)
 
 

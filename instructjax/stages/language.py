@@ -101,7 +101,8 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     build=lambda step: ({'examples': loader.batch(step)}, None), steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=every,
     shown=('language/loss', 'grad_norm/policy', 'learning_rate/policy'),
-    stop=lambda computed: None, validate_start=False, samples=list))
+    stop=lambda computed: None, work=training.trained(model, 'examples'), validate_start=False,
+    samples=list))
   return _results(ctx, name, c, loader, steps, every, last)
 
 

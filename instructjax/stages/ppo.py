@@ -14,7 +14,8 @@ from instructjax.evaluators.policy import SampledResponses
 from instructjax.generation import Sampling
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
-from instructjax.models import heads
+from instructjax.models import flops, heads
+from instructjax.models.transformer import ModelConfig
 from instructjax.stages import language, sampling, training
 from instructjax.stages.context import Context
 
@@ -169,9 +170,28 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     shown=('rollout/score', 'rollout/kl', 'rollout/length', 'ptx/loss'),
     stop=lambda m: (f'KL {m["rollout/kl"]:.2f} passed stop_kl {c.stop_kl}'
                     if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None),
-    validate_start=True, samples=lambda: validation.shown))
+    work=_work(c, policy, value, ref), validate_start=True, samples=lambda: validation.shown))
   del state
   return _results(ctx, name, c, last)
+
+
+def _work(c, policy: ModelConfig, value: ModelConfig, ref: ModelConfig):
+  """`Stage.work` of iterations: sampling, scoring by ref, value and reward, and the updates.
+
+  The behaviour's log-probs are taken again by the training forward, which counts nothing: sampling
+  has them.
+  """
+
+  def work(streams, sampled: float) -> tuple[float, float]:
+    text = streams.get('pretrain', flops.Work())
+    episodes = flops.episodes(streams.get('prompts', flops.Work()), sampled)
+    of_policy = flops.forward(policy, episodes)
+    of_value = flops.forward(value, episodes, logits=False)
+    scored = flops.forward(ref, episodes) + of_value * (1 if c.reward is None else 2)
+    trained = 3 * (of_policy + of_value + flops.forward(policy, text))
+    return text.tokens + sampled, of_policy + scored + c.epochs * trained
+
+  return work
 
 
 def _generation_shardings(ctx: Context):

@@ -118,7 +118,8 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     averaging=Averaging(c.ema_decay, 'step'), ema_roles=('reward',) if c.ema_decay else (),
     validate=validate, keep=(),
     shown=('ranking/loss', 'ranking/accuracy', 'grad_norm/reward', 'learning_rate/reward'),
-    stop=lambda computed: None, validate_start=False, samples=list))
+    stop=lambda computed: None, work=training.trained(model, 'rankings', logits=False),
+    validate_start=False, samples=list))
   trained = released(state)
   bias = -float(demonstration_scores(ctx, trained, c.bias_demonstrations).mean(dtype=np.float64))
   trained = heads.shift_bias(trained, np.float32(bias))

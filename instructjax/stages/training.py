@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from instructjax import config as config_lib
 from instructjax import loop, optimizer, sharding, train_state
@@ -17,6 +16,9 @@ from instructjax.display import Progress, sample_table
 from instructjax.hooks import MetricsWriter
 from instructjax.losses.policy import explained_variance
 from instructjax.metrics import Mean, compute_metrics, merge_metrics
+from instructjax.models import flops
+from instructjax.models.flops import Work, work_of
+from instructjax.models.transformer import ModelConfig
 from instructjax.profiling import StepProfiler
 from instructjax.stages.context import Context
 from instructjax.train_state import TrainState
@@ -49,24 +51,22 @@ class Feed:
   def __init__(self, mesh, build: Callable[[int], tuple[dict, Any]], start: int, stop: int):
     self._mesh = mesh
     self._batches = prefetch(build, start, stop)
-    self._tokens = 0
+    self._work: dict[str, Work] = {}
 
   def __call__(self, step: int) -> dict:
     del step  # the prefetcher goes through the same steps in order
     streams, records = next(self._batches)
     batch = {}
     for name, stream in streams.items():
-      rows = getattr(stream, 'rows', None)
-      if rows is not None:
-        self._tokens += int(np.count_nonzero(rows.group))
+      self._work[name] = self._work.get(name, Work()) + work_of(stream)
       batch[name] = sharding.put_batch(self._mesh, stream, axis=0 if name == 'prompts' else 1)
     if records is not None:
       batch['records'] = records
     return batch
 
-  def take_tokens(self) -> int:
-    """Tokens in packed rows since the last call."""
-    taken, self._tokens = self._tokens, 0
+  def take_work(self) -> dict[str, Work]:
+    """What each stream held since the last call."""
+    taken, self._work = self._work, {}
     return taken
 
   def close(self) -> None:
@@ -89,6 +89,7 @@ class Stage(NamedTuple):
     keep: steps whose checkpoints are kept for ever.
     shown: metric names in the progress bar.
     stop: (computed metrics) -> reason to stop early, or None.
+    work: ({stream: Work}, response tokens sampled) -> (tokens, model FLOPs) of some steps.
     validate_start: validate the initial parameters as step 0 too.
     samples: () -> rows of a sample table, from the last validation; [] shows none.
   """
@@ -108,6 +109,7 @@ class Stage(NamedTuple):
   keep: Collection[int]
   shown: tuple[str, ...]
   stop: Callable
+  work: Callable
   validate_start: bool
   samples: Callable
 
@@ -136,8 +138,10 @@ def derived(computed: dict[str, float]) -> dict[str, float]:
 class _Log:
   """Every `every` steps: fetch, check health, write, show."""
 
-  def __init__(self, stage: Stage, writer, progress, feed, history: list):
+  def __init__(self, stage: Stage, writer, progress, feed, history: list, peak: float | None):
     self._stage, self._writer, self._progress, self._feed = stage, writer, progress, feed
+    # Of all devices together, FLOP/s.
+    self._peak = peak
     self._pending, self._history = [], history
     self._last = time.monotonic()
     self.reason = None
@@ -164,16 +168,41 @@ class _Log:
       merged = merge_metrics(merged, one)
     computed = derived({k: float(v) for k, v in compute_metrics(merged).items()})
     length = merged.get('rollout/length')
-    tokens = self._feed.take_tokens() + (int(length.total) if isinstance(length, Mean) else 0)
+    tokens, done = self._stage.work(
+      self._feed.take_work(), float(length.total) if isinstance(length, Mean) else 0.0)
     now = time.monotonic()
-    computed['tokens_per_second'] = tokens / max(now - self._last, 1e-9)
+    seconds = max(now - self._last, 1e-9)
     self._last = now
+    computed['tokens_per_second'] = tokens / seconds
+    computed['model_tflops_per_second'] = done / seconds / 1e12
+    if self._peak is not None:
+      computed['fraction_of_peak'] = done / seconds / self._peak
     self._writer.write(step, 'train', computed)
     self._history.append({'step': step, **computed})
     self._progress.update(
       step, tokens=tokens, metrics={k: computed[k] for k in self._stage.shown if k in computed})
     self.reason = self._stage.stop(computed)
     return self.reason is not None
+
+
+def trained(
+  model: ModelConfig, stream: str, *, logits: bool = True, ref: ModelConfig | None = None
+) -> Callable:
+  """`Stage.work` of one network that is trained on one stream; a reference runs forward only."""
+
+  def work(streams: dict[str, Work], sampled: float) -> tuple[float, float]:
+    del sampled
+    one = streams.get(stream, Work())
+    scoring = 0.0 if ref is None else flops.forward(ref, one)
+    return one.tokens, 3 * flops.forward(model, one, logits=logits) + scoring
+
+  return work
+
+
+def _peak(ctx: Context) -> float | None:
+  given = ctx.config.tracking.device_tflops
+  one = given * 1e12 if given is not None else flops.device_peak(ctx.mesh.devices.flat[0])
+  return None if one is None else one * ctx.mesh.devices.size
 
 
 def _items(state: TrainState) -> dict:
@@ -221,7 +250,7 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
         directory, resume_step=latest, tensorboard=tracking.tensorboard,
         wandb=dict(tracking.wandb) if tracking.wandb is not None else None) as writer, Progress(
           stage.name, stage.steps, start) as progress:
-      log = _Log(stage, writer, progress, feed, history)
+      log = _Log(stage, writer, progress, feed, history, _peak(ctx))
 
       def validate(step, state, metrics):
         del metrics
