@@ -26,6 +26,9 @@ def model(size: str, *, context: int) -> ConfigDict:
   c.dropout = 0.0
   # Activations: 'float32' or 'bfloat16'. Parameters, losses and log-probs are float32 always.
   c.compute_dtype = 'float32'
+  # 'plain' forms all logits of a row's attention, 'chunked' a chunk at a time (less memory, and
+  # faster on rows of 2048 tokens and more, where 'auto' takes it).
+  c.attention = 'auto'
   # What the backward pass keeps of a layer: 'none' keeps all, 'dots' matmuls, 'full' recomputes.
   c.remat = 'none'
   # The vocabulary is padded to a multiple of this; 128 x the tensor axis suits an accelerator.

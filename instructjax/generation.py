@@ -120,11 +120,11 @@ def _prefill(config: ModelConfig, params: dict, prompts: Prompts):
   group = jnp.where(valid, 1, 0)
   position = jnp.where(valid, jnp.arange(p)[None], 0)
   rows = Rows(prompts.tokens, group, jnp.zeros_like(group), position, position - 1)
-  mask = attention.visibility(rows)
+  attend = attention.make_attend(config.attention, rows)
 
   def layer(x, block):
     x, kv = transformer.run_block(
-      config, block, x, lambda q, k, v: (attention.attend_causal(q, k, v, mask), (k, v)))
+      config, block, x, lambda q, k, v: (attend(q, k, v), (k, v)))
     return x, kv
 
   x, caches = jax.lax.scan(

@@ -27,7 +27,7 @@ class Size(NamedTuple):
     return ModelConfig(
       vocab_size=self.vocab, padded_vocab_size=-(-self.vocab // 128) * 128, context=context,
       layers=self.layers, width=self.width, heads=self.heads, mlp_width=4 * self.width,
-      dropout=0.0, compute_dtype=dtype, remat=remat, init_std=0.02)
+      dropout=0.0, compute_dtype=dtype, remat=remat, init_std=0.02, attention='auto')
 
   def trunk(self, sequences: int, tokens: int, before: float = 0) -> float:
     """FLOPs of a forward of `tokens` new positions after `before` seen ones, without the head."""

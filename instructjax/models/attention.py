@@ -1,13 +1,17 @@
-"""Attention over packed rows (floor 2).
+"""Attention over packed rows, by one of several backends (floor 2).
 
 Letters: N rows, T tokens in a row, S keys, H heads, C head width.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from instructjax.types import Rows
+
+BACKENDS = ('auto', 'plain', 'chunked')
 
 # Far below any logit, yet finite: a fully masked row gives a uniform, NaN-free softmax.
 MASKED = -1e30
@@ -65,6 +69,91 @@ def attend_causal(
     out.append(attend(
       query[:, start:end], key[:, :end], value[:, :end], mask[:, start:end, :end]))
   return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+
+
+# Chunks have at least this many tokens, and a row at most `_MOST_CHUNKS` of them.
+_CHUNK, _MOST_CHUNKS = 128, 16
+
+
+def attend_chunked(
+  query: Float[Array, 'N T H C'],
+  key: Float[Array, 'N T H C'],
+  value: Float[Array, 'N T H C'],
+  rows: Rows,
+) -> Float[Array, 'N T H C']:
+  """`attend` under the mask of `visibility(rows)`, without an array of T x T.
+
+  An online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv
+  2205.14135): for a chunk of queries the keys come a chunk at a time, with the largest logit, the
+  normaliser and the weighted sum so far. The backward pass recomputes each pair of chunks; what it
+  keeps is the sums after each, T / (chunk's size) times as much as the output.
+  """
+  length = query.shape[1]
+  size = max(_CHUNK, -(-length // _MOST_CHUNKS))
+  chunks = -(-length // size)
+  pad = chunks * size - length
+  group, branch = (
+    jnp.pad(x, ((0, 0), (0, pad))).reshape(-1, chunks, size) for x in (rows.group, rows.branch))
+  query, key, value = (
+    jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(
+      x.shape[0], chunks, size, *x.shape[2:]).transpose(1, 0, 3, 2, 4)
+    for x in (query, key, value))
+  # [chunks, N, H, size, C] and [chunks, N, size].
+  group, branch = group.swapaxes(0, 1), branch.swapaxes(0, 1)
+  out = [
+    _attend_chunk(i, query[i], key[:i + 1], value[:i + 1], group[:i + 1], branch[:i + 1])
+    for i in range(chunks)]
+  # chunks x [N, H, size, C] -> [N, T, H, C]
+  out = jnp.stack(out, axis=1).transpose(0, 1, 3, 2, 4)
+  return out.reshape(out.shape[0], chunks * size, *out.shape[3:])[:, :length]
+
+
+def _attend_chunk(number: int, query, keys, values, groups, branches):
+  """The chunk of queries at place `number`; keys and values are of the chunks up to it."""
+  group, branch = groups[number][:, None, :, None], branches[number][:, None, :, None]
+  scaled = query * query.shape[-1] ** -0.5
+  place = jnp.arange(query.shape[2])
+  # Only the last chunk of keys holds any that come after a query.
+  causal = place[:, None] >= place[None, :]
+
+  def step(carry, chunk):
+    largest, total, out = carry
+    key, value, key_group, key_branch, last = chunk
+    key_group, key_branch = key_group[:, None, None, :], key_branch[:, None, None, :]
+    seen = (group == key_group) & ((key_branch == 0) | (key_branch == branch)) & (causal | ~last)
+    logits = jnp.einsum('nhtc,nhsc->nhts', scaled, key, preferred_element_type=jnp.float32)
+    logits = jnp.where(seen, logits, MASKED)
+    now = jnp.maximum(largest, logits.max(-1))
+    # Where no key was seen yet, what this adds is multiplied by 0 once one is.
+    weights, shrink = jnp.exp(logits - now[..., None]), jnp.exp(largest - now)
+    added = jnp.einsum('nhts,nhsc->nhtc', weights.astype(value.dtype), value,
+                       preferred_element_type=jnp.float32)
+    return (now, total * shrink + weights.sum(-1), out * shrink[..., None] + added), None
+
+  shape = query.shape[:-1]
+  start = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros(query.shape, jnp.float32))
+  (_, total, out), _ = jax.lax.scan(
+    jax.checkpoint(step, prevent_cse=False), start,
+    (keys, values, groups, branches, jnp.arange(number + 1) == number))
+  return (out / total[..., None]).astype(query.dtype)
+
+
+# From this many tokens in a row on 'auto' takes the chunked backend.
+LONG_ROW = 2048
+
+
+def make_attend(backend: str, rows: Rows) -> Callable:
+  """(query, key, value) -> attention over `rows`, every layer's under the same mask.
+
+  'plain' forms all T x T logits and keeps them for the backward pass, 'chunked' forms a chunk at a
+  time and recomputes; 'auto' takes 'chunked' for rows of `LONG_ROW` tokens and more.
+  """
+  if backend not in BACKENDS:
+    raise ValueError(f'attention {backend!r} is none of {BACKENDS}')
+  if backend == 'chunked' or (backend == 'auto' and rows.tokens.shape[1] >= LONG_ROW):
+    return lambda q, k, v: attend_chunked(q, k, v, rows)
+  mask = visibility(rows)
+  return lambda q, k, v: attend_causal(q, k, v, mask)
 
 
 def attend_one(

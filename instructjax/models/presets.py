@@ -52,4 +52,5 @@ def make_model_config(config, *, vocab_size: int) -> ModelConfig:
     compute_dtype=config.compute_dtype,
     remat=config.remat,
     init_std=config.init_std if config.init_std is not None else std,
+    attention=config.attention,
   )

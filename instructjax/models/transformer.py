@@ -44,6 +44,7 @@ class ModelConfig:
     compute_dtype: 'float32' or 'bfloat16' for activations; parameters are float32.
     remat: what the backward pass keeps of a layer: 'none' (all), 'dots', 'full' (recompute all).
     init_std: standard deviation of weights; residual projections get init_std / sqrt(2 L).
+    attention: one of `attention.BACKENDS`.
   """
 
   vocab_size: int
@@ -57,6 +58,7 @@ class ModelConfig:
   compute_dtype: str
   remat: str
   init_std: float
+  attention: str
 
   def __post_init__(self):
     if self.width % self.heads:
@@ -70,6 +72,8 @@ class ModelConfig:
       raise ValueError(f"compute_dtype {self.compute_dtype!r}: use 'float32' or 'bfloat16'")
     if not 0 <= self.dropout < 1:
       raise ValueError(f'dropout {self.dropout} is outside [0, 1)')
+    if self.attention not in attention.BACKENDS:
+      raise ValueError(f'attention {self.attention!r} is none of {attention.BACKENDS}')
 
 
 # Up to this depth the stack is unrolled: on a CPU a scan over layers costs a third of the speed,
@@ -241,7 +245,7 @@ def hidden_states(
       function of (key, group, branch, position, layer): the same on any mesh, packing and
       microbatching.
   """
-  mask = attention.visibility(rows)
+  attend = attention.make_attend(config.attention, rows)
   rate = config.dropout if dropout_key is not None else 0.0
   seeds = token_seeds(dropout_key, rows) if rate else None
 
@@ -250,7 +254,7 @@ def hidden_states(
     drop = (lambda y, site: zero_out(y, seeds, 2 * number + site, rate)) if rate else (
       lambda y, site: y)
     x, _ = run_block(
-      config, block_params, x, lambda q, k, v: (attention.attend_causal(q, k, v, mask), None), drop)
+      config, block_params, x, lambda q, k, v: (attend(q, k, v), None), drop)
     return x, None
 
   if REMAT[config.remat] is not None:
