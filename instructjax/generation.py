@@ -164,6 +164,9 @@ class _Unrolled:
       a, new[None], (slot, 0, 0, 0))
     return [jax.tree.map(write, c, self._pick(stacked, i)) for i, c in enumerate(caches)]
 
+  def take(self, caches, slots):
+    return jax.tree.map(lambda a: a[slots], caches)
+
   def decode(self, x, caches, column, mask):
     updated = []
     for block, cache in zip(self._blocks, caches):
@@ -185,6 +188,9 @@ class _Scanned:
     write = lambda a, new: jax.lax.dynamic_update_slice(  # noqa: E731
       a, new[:, None], (0, slot, 0, 0, 0))
     return jax.tree.map(write, caches, stacked)
+
+  def take(self, caches, slots):
+    return jax.tree.map(lambda a: a[:, slots], caches)
 
   def decode(self, x, caches, column, mask):
     def layer(carry, scanned):
@@ -230,6 +236,11 @@ class _Queue(NamedTuple):
   tokens: Array     # [Q, R] of the finished ones
   logprobs: Array   # [Q, R]
   ages: Array       # [Q] int32
+
+
+# Once no response waits, the loop goes on with half the slots as often as half of them are free, so
+# many times, down to so many slots.
+_HALVINGS, _FEWEST_SLOTS = 4, 4
 
 
 class _Generator:
@@ -337,27 +348,52 @@ class _Generator:
       tokens=q.tokens.at[entry].set(s.tokens[slot]), ages=q.ages.at[entry].set(s.age[slot]),
       logprobs=q.logprobs.at[entry].set(s.logprobs[slot]))
 
+  def _sizes(self) -> list[int]:
+    """Slots of each part of the loop."""
+    sizes = [self.slots]
+    if self.refills:
+      while len(sizes) <= _HALVINGS and sizes[-1] // 2 >= _FEWEST_SLOTS:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+  def halve(self, s: _Slots, q: _Queue, size: int) -> tuple[_Slots, _Queue]:
+    """Goes on with `size` slots, at least as many as are alive."""
+    q = self._store(s, q, jnp.arange(s.alive.shape[0]))
+    kept = jnp.argsort(~s.alive, stable=True)[:size]
+    rest = {name: getattr(s, name)[kept] for name in s._fields if name not in ('step', 'caches')}
+    return s._replace(caches=self.stack.take(s.caches, kept), **rest), q._replace(
+      entry=q.entry[kept])
+
   def run(self) -> tuple[Samples, Array]:
-    """(responses in the order of the prompts, decode steps)."""
-    def body(both):
-      s, q = both
-      s = self.advance(s)
-      return (s, q) if q is None else self.refill(s, q)
+    """(responses in the order of the prompts, decode steps times the slots that took them)."""
+    def filled(both):
+      return self.refill(self.advance(both[0]), both[1])
 
-    # After a refill a slot is free only if no response waits that could be in it, or for one step.
-    def going(both):
-      s, q = both
-      waiting = False if q is None else q.next < self.total
-      return s.alive.any() | waiting
+    def drained(both):
+      return self.advance(both[0]), both[1]
 
-    s, q = jax.lax.while_loop(going, body, self.start())
-    done = s if q is None else self._store(s, q, jnp.arange(self.slots))
+    s, q = self.start()
+    sizes, spent, body = self._sizes(), jnp.int32(0), filled if self.refills else drained
+    for size, smaller in zip(sizes, [*sizes[1:], 0]):
+      # After a refill a slot is free only if no response waits that could be in it, or for one
+      # step.
+      def going(both, smaller=smaller, waits=size == self.slots):
+        s, q = both
+        waiting = q.next < self.total if waits and q is not None else False
+        return (s.alive.sum() > smaller) | waiting
+
+      before = s.step
+      s, q = jax.lax.while_loop(going, body, (s, q))
+      spent, body = spent + (s.step - before) * size, drained
+      if smaller:
+        s, q = self.halve(s, q, smaller)
+    done = s if q is None else self._store(s, q, jnp.arange(sizes[-1]))
     age = done.age if q is None else done.ages
     mask: Bool[Array, 'Q R'] = jnp.arange(self.sampling.max_tokens)[None] < age[:, None]
     tokens = jnp.where(mask, done.tokens, 0)
     return Samples(
       tokens=tokens, mask=mask, logprobs=jnp.where(mask, done.logprobs, 0.0),
-      ended=(mask & (tokens == self.sampling.end_id)).any(-1)), s.step
+      ended=(mask & (tokens == self.sampling.end_id)).any(-1)), spent
 
 
 def generate(
@@ -378,7 +414,8 @@ def generate(
     samples: K.
     slots: responses that grow at a time, over all devices; the cache has room for so many. A slot
       whose response ends takes the next one from the queue; prompts are prefilled as they come.
-      None: n * K, all at once, until the last has ended.
+      Once the queue is empty the slots are halved as their responses end. None: n * K, all at
+      once, until the last has ended.
     mesh: needed where slots are refilled and the prompts are split over its data and fsdp axes:
       every shard works through its own prompts.
     unroll: how the decode step walks the layers; by depth when None.
@@ -396,7 +433,10 @@ def generate_counted(
   *, samples: int = 1, slots: int | None = None, mesh: Mesh | None = None,
   unroll: bool | None = None,
 ) -> tuple[Samples, Int[Array, 'shards']]:
-  """`generate`, and the decode steps that each data shard took."""
+  """`generate`, and what each data shard spent: the slots of each decode step, summed.
+
+  Sampled tokens over this number is the share of the decoding that was of use.
+  """
   n, p = prompts.tokens.shape
   if p + sampling.max_tokens > config.context:
     raise ValueError(f'prompt {p} + response {sampling.max_tokens} tokens exceed the context of '
@@ -409,9 +449,9 @@ def generate_counted(
     raise ValueError(f'slots {slots} is below 1')
 
   def local(params, prompts, key):
-    out, steps = _Generator(
+    out, spent = _Generator(
       config, params, prompts, key, sampling, samples, slots // shards, unroll).run()
-    return out, steps[None]
+    return out, spent[None]
 
   if shards == 1 or slots == total:
     return local(params, prompts, key)
