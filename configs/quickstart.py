@@ -82,7 +82,9 @@ def get_config(arg: str = '') -> ConfigDict:
 
   c.rl_init = common.language(
     'demonstrations', init='pretrain', batch_size=36, row_length=96, peak=2.5e-3)
-  c.rl_init.train_epochs = 2.0
+  # The paper takes 2 of its 16 epochs. Here 2 leave it well behind SFT (42 % against it), and PPO
+  # starts from there: on a seed kept for this 4 bring 72.2 instead of 69.4 % after PPO-ptx.
+  c.rl_init.train_epochs = 4.0
   c.rl_init.optimizer.schedule.warmup_steps = 50
   # The paper mixes 10 % pretraining data in (facts B3).
   c.rl_init.pretrain_share = 0.1
