@@ -10,10 +10,10 @@ was added is computed. `seed=N` seeds everything, the world included.
 
 The paper's ptx_coef of 27.8 is stable here in 30 iterations at kl_coef 0.05, 0.1 and 0.2 (seed 1,
 rl_init of two epochs, 14,000 rankings; both terms means over their tokens, whole gradient clipped
-to norm 1, learning rate 1e-3): the largest ratio in an update was 4.8, where 5 saw up to 9.9, 1 up to 7.7 and no ptx up to 27. Its
-gradient is nine times that of PPO, so under clipping and Adam the PPO step gets smaller: validation
-score 0.49 to 0.50 at a KL of 0.34 to 0.38, where 5 comes to 0.63 to 0.83 at 0.53 to 0.59, with the
-same pretraining loss (0.610 and 0.611, start 0.623).
+to norm 1, learning rate 1e-3): the largest ratio in an update was 4.8, where 5 saw up to 9.9, 1 up
+to 7.7 and no ptx up to 27. Its gradient is nine times that of PPO, so under clipping and Adam the
+PPO step gets smaller: validation score 0.49 to 0.50 at a KL of 0.34 to 0.38, where 5 comes to 0.63
+to 0.83 at 0.53 to 0.59, with the same pretraining loss (0.610 and 0.611, start 0.623).
 """
 
 from ml_collections import ConfigDict
