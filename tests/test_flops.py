@@ -4,7 +4,6 @@ import dataclasses
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_transformer import MODEL, initial
@@ -82,7 +81,6 @@ def test_peaks_go_by_the_longest_name():
   assert peak('TPU v5 lite') == 197e12 and peak('TPU v5p') == 459e12
   assert peak('NVIDIA H100 PCIe') == 756e12 and peak('NVIDIA H100 80GB HBM3') == 989e12
   assert peak('cpu') is None
-  assert jnp.isfinite(jnp.array(list(flops.PEAKS.values()))).all()
 
 
 def test_the_peak_is_that_of_all_devices_or_as_given():
