@@ -288,6 +288,10 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   # Responses that grow at a time, over all devices; a slot whose response ends takes the next one.
   # Fewer slots need less cache; None: all episodes at once, until the longest has ended.
   c.rollout_slots = placeholder(int)
+  # Tokens in a row of the episodes that are scored and trained on, packed by the lengths of the
+  # responses: quicker where most are shorter than the limits, but for each of a few row counts the
+  # step is compiled again. None: one episode a row, by maximum length.
+  c.row_length = placeholder(int)
   # Policy average: decay, counted by 'update' or 'step' (iteration).
   c.ema_decay = 0.992
   c.ema_unit = 'update'

@@ -58,7 +58,7 @@ def check(config, workdir: pathlib.Path) -> None:
     if name in config.stages[:number]:
       raise ValueError(f'config.stages names {name!r} twice')
     if kind == 'ppo':
-      ppo.check_config(name, config[name])
+      ppo.check_config(name, config[name], config.limits)
     if kind == 'dpo':
       dpo.check_config(name, config[name])
     for field, source in _sources(config, name):

@@ -164,11 +164,13 @@ class Training(NamedTuple):
   value_rate: float
 
 
-def make_algorithm(world: World, settings: ppo.PPOSettings, ptx_coef: float = 0.0):
+def make_algorithm(
+  world: World, settings: ppo.PPOSettings, ptx_coef: float = 0.0, row_length: int | None = None
+):
   collect = rollout.make_collect(
     settings, MODEL, MODEL, MODEL, Sampling(RESPONSE_TOKENS, END),
     (rollout.ModelReward('table', 1.0, 'reward', MODEL),), decode=str, mesh=world.mesh,
-    generation_shardings=None)
+    generation_shardings=None, row_length=row_length)
   return language_model.with_ptx(
     ppo.make_ppo(settings, MODEL, MODEL, MODEL, collect), MODEL, ptx_coef=ptx_coef,
     unit='sequence')

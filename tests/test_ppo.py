@@ -59,9 +59,9 @@ def streams(documents: int):
 
 
 @functools.cache
-def compiled(chosen, ptx_coef=0.0, ema_decay=0.0, ema_unit='step'):
+def compiled(chosen, ptx_coef=0.0, ema_decay=0.0, ema_unit='step', row_length=None):
   """(algorithm, step): step(state, batch, collected, key) of SGD, jitted once."""
-  algorithm = make_algorithm(make_world(enumerable.SEED), chosen, ptx_coef)
+  algorithm = make_algorithm(make_world(enumerable.SEED), chosen, ptx_coef, row_length)
   schedules = {role: lambda count: 0.05 for role in SGD}
   frozen = make_world(enumerable.SEED).frozen
   step = jax.jit(lambda state, batch, collected, key: train_step(
@@ -69,9 +69,11 @@ def compiled(chosen, ptx_coef=0.0, ema_decay=0.0, ema_unit='step'):
   return algorithm, step
 
 
-def iterate(chosen, *, steps=1, documents=0, ptx_coef=0.0, state=None, key=KEY):
+def iterate(
+  chosen, *, steps=1, documents=0, ptx_coef=0.0, state=None, key=KEY, row_length=None
+):
   """The state after `steps` iterations of SGD and the computed metrics of each."""
-  algorithm, step = compiled(chosen, ptx_coef)
+  algorithm, step = compiled(chosen, ptx_coef, row_length=row_length)
   frozen = make_world(enumerable.SEED).frozen
   state = fresh_state() if state is None else state
   seen = []
@@ -250,6 +252,25 @@ def test_microbatches_do_not_change_the_result(whiten):
       for name in a:
         assert_close(b[name], a[name])
     jax.tree.map(assert_close, other.params, state.params)
+
+
+@pytest.mark.parametrize('whiten', ['minibatch', 'batch'])
+def test_episodes_packed_by_length_are_those_one_a_row(whiten):
+  """Metrics of two iterations and the parameters after them, exact KL in the loss."""
+  chosen = settings(
+    microbatches=2, whiten_advantages=whiten, kl_loss='exact', kl_loss_coef=0.1, entropy_coef=0.01,
+    epochs=2)
+  state, seen = iterate(chosen, steps=2)
+  other, found = iterate(chosen, steps=2, row_length=2 * MODEL.context)
+  jax.tree.map(assert_close, other.params, state.params)
+  for a, b in zip(seen, found, strict=True):
+    assert a.keys() == b.keys()
+    assert b['rollout/rows'] < a['rollout/rows'] == EPISODES
+    assert b['rollout/row_utilisation'] > a['rollout/row_utilisation']
+    assert b['policy/log_ratio_max_first'] <= 1e-5
+    for name in a:
+      if not name.startswith('rollout/row'):
+        assert_close(b[name], a[name])
 
 
 def test_split_and_join_are_inverse_and_minibatches_stay():

@@ -137,7 +137,7 @@ def length_reward(prompt, response, row):
   return 0.1 * len(response.split()) + 0.01 * row
 
 
-def ppo_ptx(mesh):
+def ppo_ptx(mesh, row_length=None):
   """Rewards by a model and a function, KL to another policy, ptx, resharded to generate."""
   rng = np.random.default_rng(3)
   prompts = PromptLoader(
@@ -148,7 +148,7 @@ def ppo_ptx(mesh):
     SETTINGS, MODEL, MODEL, MODEL, Sampling(RESPONSE, END),
     (rollout.ModelReward('reward_model', 1.0, 'reward', MODEL),
      rollout.FunctionReward('length', 0.5, length_reward)),
-    lambda ids: ' '.join(map(str, ids)), mesh, generation_shardings(mesh))
+    lambda ids: ' '.join(map(str, ids)), mesh, generation_shardings(mesh), row_length=row_length)
   algorithm = language_model.with_ptx(
     ppo.make_ppo(SETTINGS, MODEL, MODEL, MODEL, collect), MODEL, ptx_coef=0.7, unit='token')
   frozen = {'ref': initial(mesh, 'policy', 5), 'reward': initial(mesh, 'reward', 6)}
@@ -183,10 +183,10 @@ def on_devices(mesh, batch):
   return {**put, **{k: v for k, v in batch.items() if k == 'records'}}
 
 
-def train(name, mesh):
+def train(name, mesh, **choices):
   """(samples of each step, metrics of each step, final state) of STEPS steps of SGD."""
   make, roles = ALGORITHMS[name]
-  algorithm, frozen, batch = make(mesh)
+  algorithm, frozen, batch = make(mesh, **choices)
   # With SGD the change of a parameter is its gradient; the rate keeps PPO's ratios moderate.
   optimizers = dict.fromkeys(roles, optax.sgd(0.1))
   params = {role: initial(mesh, role, i) for i, role in enumerate(roles)}
@@ -252,6 +252,20 @@ def test_a_step_is_the_same_on_any_mesh(name, shape, references):
   for key, leaf in tree.named_leaves(state).items():
     assert_close(found[key], leaf)
   assert int(state.bad_step) == -1 and int(state.step) == STEPS
+
+
+def test_episodes_packed_by_length_on_a_mesh_are_those_one_a_row(references):
+  _, metrics, state = references('ppo_ptx')
+  _, packed, other = train('ppo_ptx', make_mesh(MESHES['mixed']), row_length=20)
+  for a, b in zip(metrics, packed, strict=True):
+    assert set(a) == set(b)
+    assert b['rollout/rows'] < a['rollout/rows']
+    for key in a:
+      if not key.startswith('rollout/row'):
+        assert_close(b[key], a[key])
+  found = tree.named_leaves(other)
+  for key, leaf in tree.named_leaves(state).items():
+    assert_close(found[key], leaf)
 
 
 def test_ppo_rollouts_are_worth_comparing(references):

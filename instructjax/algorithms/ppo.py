@@ -23,11 +23,11 @@ from instructjax import arrays, scoring
 from instructjax.algorithm import Algorithm, Pass, no_adapt
 from instructjax.generation import Sampling
 from instructjax.losses import policy as policy_losses
-from instructjax.metrics import Max, Mean, Min
+from instructjax.metrics import Last, Max, Mean, Min
 from instructjax.models.transformer import ModelConfig
 from instructjax.rl import advantages as rl_advantages
 from instructjax.rl import kl, rewards
-from instructjax.types import Experience, Prompts, Samples, record
+from instructjax.types import Experience, Gather, Prompts, Rows, Samples, record
 
 UNITS = ('token', 'sequence')
 KL_LOSSES = ('none', 'k2', 'k3', 'exact')
@@ -254,19 +254,43 @@ def scaled_values(settings: PPOSettings, raw: Float[Array, '...']) -> Float[Arra
   return (raw - settings.score_bias) * settings.score_scale
 
 
+def lay_out_whole(settings: PPOSettings, prompts: Prompts, samples: Samples) -> tuple[Rows, Gather]:
+  """The splits' episodes ([u*m, ...]), one a row, by maximum length."""
+  splits = jax.tree.map(
+    lambda x: split_episodes(x, settings.minibatches, settings.microbatches), (prompts, samples))
+  return jax.lax.map(lambda x: scoring.episode_rows(
+    x[0].tokens, x[0].length, x[0].item, x[1].tokens, x[1].mask), splits)
+
+
+def fill_places(
+  settings: PPOSettings, places: Rows, prompts: Prompts, samples: Samples
+) -> Rows:
+  """Rows of `data.episodes.episode_places` with their tokens."""
+  tokens = split_episodes(
+    jnp.concatenate([prompts.tokens, samples.tokens], axis=1), settings.minibatches,
+    settings.microbatches)
+  found = jax.vmap(lambda x, place: x.reshape(-1)[place])(tokens, places.tokens)
+  return dataclasses.replace(places, tokens=jnp.where(places.group > 0, found, 0))
+
+
 def score_samples(
   settings: PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
-  params: dict, ref_params: dict, prompts: Prompts, samples: Samples, raw_scores: Float[Array, 'n'],
+  params: dict, ref_params: dict, rows: Rows, gather: Gather, samples: Samples,
+  raw_scores: Float[Array, 'n'],
 ) -> Experience:
-  """One pass of policy, ref and value over each microbatch of episodes."""
+  """One pass of policy, ref and value over each microbatch of episodes.
+
+  Args:
+    rows, gather: [u*m, ...] the splits' episodes in packed rows.
+    samples, raw_scores: of all episodes, not split.
+  """
   shaped = rewards.shape_scores(
     raw_scores, samples.ended, bias=settings.score_bias, scale=settings.score_scale,
     clip=settings.score_clip, missing_end_penalty=settings.missing_end_penalty,
     missing_end_score=settings.missing_end_score)
 
   def one(microbatch):
-    p, s, scores = microbatch
-    rows, gather = scoring.episode_rows(p.tokens, p.length, p.item, s.tokens, s.mask)
+    rows, gather, scores, ended = microbatch
     read = lambda slots: scoring.to_responses(slots, gather)  # noqa: E731
     old = scoring.token_scores(policy, params['policy'], rows, gather.select, entropy=False)
     reference = scoring.token_scores(ref, ref_params, rows, gather.select, entropy=False)
@@ -274,12 +298,10 @@ def score_samples(
     return Experience(
       rows=rows, gather=gather, old_logprobs=read(old.logprobs),
       ref_logprobs=read(reference.logprobs),
-      old_values=read(scaled_values(settings, estimates)), scores=scores, ended=s.ended)
+      old_values=read(scaled_values(settings, estimates)), scores=scores, ended=ended)
 
-  split = jax.tree.map(
-    lambda x: split_episodes(x, settings.minibatches, settings.microbatches),
-    (prompts, samples, shaped))
-  return jax.lax.map(one, split)
+  split = lambda x: split_episodes(x, settings.minibatches, settings.microbatches)  # noqa: E731
+  return jax.lax.map(one, (rows, gather, split(shaped), split(samples.ended)))
 
 
 def rollout_metrics(experience: Experience, samples: Samples, settings: PPOSettings) -> dict:
@@ -303,4 +325,8 @@ def rollout_metrics(experience: Experience, samples: Samples, settings: PPOSetti
     'rollout/end_rate': Mean.of(e.ended, everywhere),
     'rollout/logprob_gap_mean': Mean.of(gap, mask),
     'rollout/logprob_gap_max': Max(gap.max()),
+    'rollout/row_utilisation': Mean.of(e.rows.group > 0, jnp.ones_like(e.rows.group)),
+    # Rows of all microbatches and selected slots of each: others are another compilation.
+    'rollout/rows': Last(jnp.float32(e.rows.group.shape[0] * e.rows.group.shape[1])),
+    'rollout/row_slots': Last(jnp.float32(e.gather.select.shape[2])),
   }

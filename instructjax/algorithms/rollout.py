@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from instructjax import generation, scoring, sharding
 from instructjax.algorithms import ppo
+from instructjax.data import episodes
 from instructjax.generation import Sampling
 from instructjax.metrics import Mean
 from instructjax.models.transformer import ModelConfig
@@ -64,7 +65,7 @@ def function_scores(part: FunctionReward, rows, samples, decode: Callable) -> np
 def make_collect(
   settings: ppo.PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
   sampling: Sampling, parts: tuple, decode: Callable, mesh: Mesh,
-  generation_shardings: Any | None, *, slots: int | None = None,
+  generation_shardings: Any | None, *, slots: int | None = None, row_length: int | None = None,
 ) -> Callable:
   """The rollout of PPO.
 
@@ -77,6 +78,8 @@ def make_collect(
     generation_shardings: shardings of the policy while it generates, where they differ from those
       it trains with; it is then resharded once an iteration.
     slots: responses that grow at a time, see `generation.generate`; None: all of an iteration.
+    row_length: T of the rows that scoring and training see, packed by the lengths of the responses,
+      which are fetched; None: one episode a row, by maximum length, and nothing is fetched.
 
   Returns:
     collect(params, frozen, extras, batch, key), where the batch holds 'prompts' (`Prompts`, [n,
@@ -86,25 +89,43 @@ def make_collect(
   if not parts:
     raise ValueError('ppo needs at least one reward part: a reward model or a function')
   whole, split = sharding.batch_sharding(mesh, 0), sharding.batch_sharding(mesh, 1)
+  replicated = sharding.replicated(mesh)
 
-  sample = jax.jit(
-    lambda params, prompts, key: generation.generate(
-      policy, params, prompts, key, sampling, slots=slots, mesh=mesh),
-    out_shardings=whole)
+  def generate(params, prompts, key):
+    samples = generation.generate(
+      policy, params, prompts, key, sampling, slots=slots, mesh=mesh)
+    lengths = jnp.stack([prompts.length, samples.mask.sum(-1), prompts.item])
+    return samples, lengths
+
+  sample = jax.jit(generate, out_shardings=(whole, replicated))
+  by_length = jax.jit(
+    lambda *given: ppo.fill_places(settings, *given), out_shardings=split)
+  by_maximum = jax.jit(
+    lambda *given: ppo.lay_out_whole(settings, *given), out_shardings=split)
+
+  def lay_out(prompts, samples, lengths):
+    if row_length is None:
+      return by_maximum(prompts, samples)
+    of_prompts, of_responses, items = (
+      ppo.split_episodes(x, settings.minibatches, settings.microbatches)
+      for x in jax.device_get(lengths))
+    places, gather = sharding.put_batch(mesh, episodes.episode_places(
+      of_prompts, of_responses, items, prompt_tokens=prompts.tokens.shape[1],
+      response_tokens=sampling.max_tokens, row_length=row_length,
+      rows_multiple=sharding.batch_shards(mesh)), axis=1)
+    return by_length(places, prompts, samples), gather
 
   def model_part(part: ModelReward):
-    def score(params, prompts, samples):
-      splits = settings.minibatches, settings.microbatches
-      micro = jax.tree.map(lambda x: ppo.split_episodes(x, *splits), (prompts, samples))
+    def score(params, rows, gather):
       scores = jax.lax.map(
-        lambda x: scoring.sample_scores(part.model, params, x[0], x[1]), micro)
-      return ppo.join_episodes(scores, *splits)
+        lambda x: scoring.response_scores(part.model, params, *x), (rows, gather))
+      return ppo.join_episodes(scores, settings.minibatches, settings.microbatches)
     return jax.jit(score, out_shardings=whole)
 
-  def finish(params, ref_params, kl_coef, prompts, samples, part_scores):
+  def finish(params, ref_params, kl_coef, rows, gather, samples, part_scores):
     total = sum(part.weight * part_scores[part.name] for part in parts)
     experience = ppo.score_samples(
-      settings, policy, value, ref, params, ref_params, prompts, samples, total)
+      settings, policy, value, ref, params, ref_params, rows, gather, samples, total)
     metrics = ppo.rollout_metrics(experience, samples, settings)
     for name, scores in part_scores.items():
       metrics[f'reward/{name}'] = Mean.of(scores, jnp.ones_like(scores))
@@ -112,24 +133,25 @@ def make_collect(
       return ppo.shape_episodes(settings, kl_coef, experience), metrics
     return experience, metrics
 
-  finish = jax.jit(finish, out_shardings=(split, sharding.replicated(mesh)))
+  finish = jax.jit(finish, out_shardings=(split, replicated))
   model_scores = {p.name: model_part(p) for p in parts if isinstance(p, ModelReward)}
 
   def collect(params: Mapping, frozen: Mapping, extras: Mapping, batch: dict, key):
     prompts = batch['prompts']
     sampler = params['policy'] if generation_shardings is None else jax.device_put(
       params['policy'], generation_shardings)
-    samples = sample(sampler, prompts, key)
+    samples, lengths = sample(sampler, prompts, key)
+    rows, gather = lay_out(prompts, samples, lengths)
     scores = {}
     for part in parts:
       if isinstance(part, ModelReward):
-        scores[part.name] = model_scores[part.name](frozen[part.role], prompts, samples)
+        scores[part.name] = model_scores[part.name](frozen[part.role], rows, gather)
       else:
         host = function_scores(part, batch['records'], jax.device_get(samples), decode)
         scores[part.name] = sharding.put_batch(mesh, host, axis=0)
-    episodes, metrics = finish(
-      params, frozen['ref'], extras['kl_coef'], prompts, samples, scores)
+    experience, metrics = finish(
+      params, frozen['ref'], extras['kl_coef'], rows, gather, samples, scores)
     streams = {k: v for k, v in batch.items() if k not in ('prompts', 'records')}
-    return {**streams, 'episodes': episodes}, metrics
+    return {**streams, 'episodes': experience}, metrics
 
   return collect

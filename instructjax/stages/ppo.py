@@ -52,12 +52,12 @@ def reward_parts(ctx: Context, c) -> tuple:
   return tuple(parts)
 
 
-def check_config(name: str, c) -> None:
+def check_config(name: str, c, limits) -> None:
   """Refuses what cannot work, before any stage has run.
 
   Raises:
     ValueError: the episodes do not split, rollouts are not the policy's own distribution, a reward
-      function cannot be loaded, `release` is unknown.
+      function cannot be loaded, `release` is unknown, a row is too short for an episode.
   """
   settings = ppo.make_settings(c)
   splits = settings.splits
@@ -72,6 +72,11 @@ def check_config(name: str, c) -> None:
   config_lib.require_choice(f'{name}.release', c.release, ('raw', 'ema'))
   if c.rollout_slots is not None:
     config_lib.require_range(f'{name}.rollout_slots', c.rollout_slots, 1)
+  longest = limits.prompt_tokens + limits.response_tokens
+  if c.row_length is not None and c.row_length < longest:
+    raise ValueError(
+      f'{name}.row_length {c.row_length} is below limits.prompt_tokens + limits.response_tokens = '
+      f'{longest}: a row must hold the longest episode; twice that packs well')
 
 
 class _Validation:
@@ -116,7 +121,7 @@ def released(valid: list[dict], max_kl: float) -> dict:
 def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   """Trains policy and value against the reward, and picks the released checkpoint by KL."""
   settings = ppo.make_settings(c)
-  check_config(name, c)
+  check_config(name, c, ctx.config.limits)
   sharding.check_divides(
     c.batch_size // settings.splits, ctx.mesh, f'{name}: episodes of a microbatch,')
   if c.rollout_slots is not None:
@@ -136,7 +141,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   params = {'policy': ctx.load(c.init, 'policy'), 'value': value_params}
   collect = rollout.make_collect(
     settings, policy, value, ref, sampling_rule, parts, ctx.tokenizer.decode, ctx.mesh,
-    _generation_shardings(ctx), slots=c.rollout_slots)
+    _generation_shardings(ctx), slots=c.rollout_slots, row_length=c.row_length)
   algorithm = language_model.with_ptx(
     ppo.make_ppo(settings, policy, value, ref, collect), policy, ptx_coef=c.ptx_coef,
     unit=c.ptx_unit)
@@ -223,11 +228,15 @@ def _text_loader(ctx: Context, name: str, c):
 def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:
   metrics = read_metrics(ctx.directory(name) / 'metrics.jsonl')
   valid = [m for m in metrics if m['split'] == 'valid']
+  shapes = {(int(m['rollout/rows']), int(m['rollout/row_slots']))
+            for m in metrics if m['split'] == 'train'}
   chosen = released(valid, c.max_kl)
   summary = {
     'checkpoint': f'{name}/checkpoints/{chosen["step"]}', 'last_checkpoint': last,
     'weights': 'params' if c.release == 'raw' else 'ema', 'selected_step': chosen['step'],
     'ptx_coef': c.ptx_coef, 'compute_dtype': ctx.model('policy').compute_dtype,
+    # Rows of an iteration, selected slots of a row: each of them was compiled for.
+    'row_shapes': sorted(shapes),
     'max_kl': c.max_kl, 'within_max_kl': chosen['kl'] <= c.max_kl,
     'validations': [{k: v for k, v in m.items() if k != 'split'} for m in valid]}
   rows = [{'metric': f'{k}_validation', 'model': name, 'value': chosen[k]}
