@@ -292,6 +292,9 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   # responses: quicker where most are shorter than the limits, but for each of a few row counts the
   # step is compiled again. None: one episode a row, by maximum length.
   c.row_length = placeholder(int)
+  # Every so many iterations the seconds of rollout, scoring and training are logged apart; only
+  # then are the devices waited for in between. None: never.
+  c.timing_steps = 10
   # Policy average: decay, counted by 'update' or 'step' (iteration).
   c.ema_decay = 0.992
   c.ema_unit = 'update'

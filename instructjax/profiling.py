@@ -1,7 +1,8 @@
-"""A trace of chosen steps of a stage, for TensorBoard's profile tab or Perfetto (floor 6)."""
+"""Where a stage's time goes: traces of chosen steps, seconds of the parts of a step (floor 6)."""
 
 import pathlib
 import re
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -66,3 +67,41 @@ class StepProfiler:
       self._running = False
       print(f'profile of {self._steps.stage}, steps {self._steps.first} to {self._steps.last}: '
             f'{self._path}')
+
+
+class PartTimer:
+  """Seconds of the parts of every `every`-th step, for which alone the devices are waited for.
+
+  `collect` calls `mark` at the end of each part with what it computed, first with 'start'; as a
+  hook of the loop the timer ends the last part, 'training'. The first step of a process, which
+  compiles, is never timed. `every` None times nothing.
+  """
+
+  def __init__(self, every: int | None):
+    self._every, self._steps = every, -1
+    self._last, self._seconds = 0.0, {}
+
+  @property
+  def _due(self) -> bool:
+    return self._every is not None and self._steps > 0 and self._steps % self._every == 0
+
+  def mark(self, part: str, arrays: Any) -> None:
+    """`part` ends once `arrays` are there."""
+    if part == 'start':
+      self._steps += 1
+    if not self._due:
+      return
+    jax.block_until_ready(arrays)
+    now = time.perf_counter()
+    if part != 'start':
+      self._seconds[part] = self._seconds.get(part, 0.0) + now - self._last
+    self._last = now
+
+  def __call__(self, step: int, state: Any, metrics: dict) -> None:
+    del step, metrics
+    self.mark('training', state)
+
+  def take(self) -> dict[str, float]:
+    """{'seconds/<part>': seconds} of the last timed step, if there was one since the last call."""
+    taken, self._seconds = self._seconds, {}
+    return {f'seconds/{part}': seconds for part, seconds in taken.items()}

@@ -5,7 +5,7 @@ import pytest
 import small
 
 from instructjax import pipeline, profiling
-from instructjax.profiling import ProfiledSteps, StepProfiler, parse_profile
+from instructjax.profiling import PartTimer, ProfiledSteps, StepProfiler, parse_profile
 
 
 def test_what_the_flag_says():
@@ -47,3 +47,22 @@ def test_a_stage_leaves_its_trace_and_others_leave_none(tmp_path, monkeypatch, c
   assert 'profile of sft, steps 2 to 3' in capsys.readouterr().out
   with pytest.raises(ValueError, match="profile: 'ppo' is no stage of this recipe"):
     pipeline.run(config, tmp_path, profile=ProfiledSteps('ppo', 1, 1))
+
+
+def test_parts_are_timed_every_few_steps_and_not_waited_for_in_between(monkeypatch):
+  clock, waited = [0.0], []
+  monkeypatch.setattr(profiling.time, 'perf_counter', lambda: clock[0])
+  monkeypatch.setattr(jax, 'block_until_ready', waited.append)
+  timer, found = PartTimer(2), []
+  for step in range(5):
+    for part, seconds in (('start', 9), ('rollout', 3), ('scoring', 2)):
+      clock[0] += seconds
+      timer.mark(part, (step, part))
+    clock[0] += 4
+    timer(step + 1, (step, 'state'), {})
+    found.append(timer.take())
+  parts = {'seconds/rollout': 3, 'seconds/scoring': 2, 'seconds/training': 4}
+  assert found == [{}, {}, parts, {}, parts]
+  assert [step for step, _ in waited] == [2] * 4 + [4] * 4
+  PartTimer(None).mark('start', None)
+  assert len(waited) == 8

@@ -57,7 +57,8 @@ def lines(directory):
   """metrics.jsonl without the clock."""
   rows = read_metrics(directory / 'metrics.jsonl')
   timed = ('tokens_per_second', 'model_tflops_per_second', 'fraction_of_peak')
-  return [json.dumps({k: v for k, v in r.items() if k not in timed}) for r in rows]
+  return [json.dumps({k: v for k, v in r.items()
+                      if k not in timed and not k.startswith('seconds/')}) for r in rows]
 
 
 def run_stage(config, workdir, name, stop=None):

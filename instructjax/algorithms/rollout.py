@@ -66,6 +66,7 @@ def make_collect(
   settings: ppo.PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
   sampling: Sampling, parts: tuple, decode: Callable, mesh: Mesh,
   generation_shardings: Any | None, *, slots: int | None = None, row_length: int | None = None,
+  mark: Callable[[str, Any], None] = lambda part, arrays: None,
 ) -> Callable:
   """The rollout of PPO.
 
@@ -80,6 +81,7 @@ def make_collect(
     slots: responses that grow at a time, see `generation.generate`; None: all of an iteration.
     row_length: T of the rows that scoring and training see, packed by the lengths of the responses,
       which are fetched; None: one episode a row, by maximum length, and nothing is fetched.
+    mark: told 'start', then 'rollout' and 'scoring' with the arrays that each of them ends with.
 
   Returns:
     collect(params, frozen, extras, batch, key), where the batch holds 'prompts' (`Prompts`, [n,
@@ -138,9 +140,11 @@ def make_collect(
 
   def collect(params: Mapping, frozen: Mapping, extras: Mapping, batch: dict, key):
     prompts = batch['prompts']
+    mark('start', params)
     sampler = params['policy'] if generation_shardings is None else jax.device_put(
       params['policy'], generation_shardings)
     samples, lengths = sample(sampler, prompts, key)
+    mark('rollout', samples)
     rows, gather = lay_out(prompts, samples, lengths)
     scores = {}
     for part in parts:
@@ -151,6 +155,7 @@ def make_collect(
         scores[part.name] = sharding.put_batch(mesh, host, axis=0)
     experience, metrics = finish(
       params, frozen['ref'], extras['kl_coef'], rows, gather, samples, scores)
+    mark('scoring', experience)
     streams = {k: v for k, v in batch.items() if k not in ('prompts', 'records')}
     return {**streams, 'episodes': experience}, metrics
 

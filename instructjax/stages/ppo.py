@@ -16,6 +16,7 @@ from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
 from instructjax.models import flops, heads
 from instructjax.models.transformer import ModelConfig
+from instructjax.profiling import PartTimer
 from instructjax.stages import language, sampling, training
 from instructjax.stages.context import Context
 
@@ -72,6 +73,8 @@ def check_config(name: str, c, limits) -> None:
   config_lib.require_choice(f'{name}.release', c.release, ('raw', 'ema'))
   if c.rollout_slots is not None:
     config_lib.require_range(f'{name}.rollout_slots', c.rollout_slots, 1)
+  if c.timing_steps is not None:
+    config_lib.require_range(f'{name}.timing_steps', c.timing_steps, 1)
   longest = limits.prompt_tokens + limits.response_tokens
   if c.row_length is not None and c.row_length < longest:
     raise ValueError(
@@ -139,9 +142,11 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     frozen['reward'] = ctx.load(c.reward, 'reward')
     value_params = ctx.load(c.reward, 'reward', as_role='value')
   params = {'policy': ctx.load(c.init, 'policy'), 'value': value_params}
+  timer = PartTimer(c.timing_steps)
   collect = rollout.make_collect(
     settings, policy, value, ref, sampling_rule, parts, ctx.tokenizer.decode, ctx.mesh,
-    _generation_shardings(ctx), slots=c.rollout_slots, row_length=c.row_length)
+    _generation_shardings(ctx), slots=c.rollout_slots, row_length=c.row_length,
+    mark=timer.mark)
   algorithm = language_model.with_ptx(
     ppo.make_ppo(settings, policy, value, ref, collect), policy, ptx_coef=c.ptx_coef,
     unit=c.ptx_unit)
@@ -175,7 +180,8 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     shown=('rollout/score', 'rollout/kl', 'rollout/length', 'ptx/loss'),
     stop=lambda m: (f'KL {m["rollout/kl"]:.2f} passed stop_kl {c.stop_kl}'
                     if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None),
-    work=_work(c, policy, value, ref), validate_start=True, samples=lambda: validation.shown))
+    work=_work(c, policy, value, ref), validate_start=True, samples=lambda: validation.shown,
+    timer=timer))
   del state
   return _results(ctx, name, c, last)
 

@@ -19,7 +19,7 @@ from instructjax.metrics import Mean, compute_metrics, merge_metrics
 from instructjax.models import flops
 from instructjax.models.flops import Work, work_of
 from instructjax.models.transformer import ModelConfig
-from instructjax.profiling import StepProfiler
+from instructjax.profiling import PartTimer, StepProfiler
 from instructjax.stages.context import Context
 from instructjax.train_state import TrainState
 
@@ -92,6 +92,7 @@ class Stage(NamedTuple):
     work: ({stream: Work}, response tokens sampled) -> (tokens, model FLOPs) of some steps.
     validate_start: validate the initial parameters as step 0 too.
     samples: () -> rows of a sample table, from the last validation; [] shows none.
+    timer: of the parts of a step; 'training' is marked here, the others by the algorithm.
   """
 
   name: str
@@ -112,6 +113,7 @@ class Stage(NamedTuple):
   work: Callable
   validate_start: bool
   samples: Callable
+  timer: PartTimer = PartTimer(None)
 
 
 def derived(computed: dict[str, float]) -> dict[str, float]:
@@ -177,6 +179,7 @@ class _Log:
     computed['model_tflops_per_second'] = done / seconds / 1e12
     if self._peak is not None:
       computed['fraction_of_peak'] = done / seconds / self._peak
+    computed.update(self._stage.timer.take())
     self._writer.write(step, 'train', computed)
     self._history.append({'step': step, **computed})
     self._progress.update(
@@ -283,7 +286,7 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
         profiler.begin(start + 1)
         state = loop.run(
           stage.algorithm, step_fn, state, stage.frozen, feed, stage.steps, ctx.key(stage.name),
-          (profiler, log, validate, save))
+          (profiler, stage.timer, log, validate, save))
         profiler.end()
       feed.close()
     last = checkpoints.latest()
