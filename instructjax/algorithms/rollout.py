@@ -88,8 +88,8 @@ def make_collect(
   whole, split = sharding.batch_sharding(mesh, 0), sharding.batch_sharding(mesh, 1)
 
   sample = jax.jit(
-    lambda params, prompts, key: generation.generate(
-      policy, params, prompts, key, sampling, slots=slots, mesh=mesh),
+    sharding.on_mesh(mesh, lambda params, prompts, key: generation.generate(
+      policy, params, prompts, key, sampling, slots=slots, mesh=mesh)),
     out_shardings=whole)
 
   def model_part(part: ModelReward):
@@ -99,7 +99,7 @@ def make_collect(
       scores = jax.lax.map(
         lambda x: scoring.sample_scores(part.model, params, x[0], x[1]), micro)
       return ppo.join_episodes(scores, *splits)
-    return jax.jit(score, out_shardings=whole)
+    return jax.jit(sharding.on_mesh(mesh, score), out_shardings=whole)
 
   def finish(params, ref_params, kl_coef, prompts, samples, part_scores):
     total = sum(part.weight * part_scores[part.name] for part in parts)
@@ -112,7 +112,8 @@ def make_collect(
       return ppo.shape_episodes(settings, kl_coef, experience), metrics
     return experience, metrics
 
-  finish = jax.jit(finish, out_shardings=(split, sharding.replicated(mesh)))
+  finish = jax.jit(
+    sharding.on_mesh(mesh, finish), out_shardings=(split, sharding.replicated(mesh)))
   model_scores = {p.name: model_part(p) for p in parts if isinstance(p, ModelReward)}
 
   def collect(params: Mapping, frozen: Mapping, extras: Mapping, batch: dict, key):

@@ -55,8 +55,8 @@ class _HeldOut:
       ctx, c, found, Sequential(len(found)), batch_size=size, microbatches=1, responses=responses)
     self._mesh, model = ctx.mesh, ctx.model('policy')
     self.batches = [self._loader.batch(step) for step in range(self._loader.steps())]
-    self._logprobs = jax.jit(lambda params, batch: jax.lax.map(
-      lambda b: dpo.response_logprobs(model, params, b), batch))
+    self._logprobs = jax.jit(sharding.on_mesh(ctx.mesh, lambda params, batch: jax.lax.map(
+      lambda b: dpo.response_logprobs(model, params, b), batch)))
 
   def logprobs(self, params) -> list[np.ndarray]:
     """[G, K] of each batch."""
