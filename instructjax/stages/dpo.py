@@ -127,5 +127,6 @@ def _results(ctx: Context, name: str, c, loader, steps: int, last: str):
           for k, v in numbers.items()]
   summary = {
     'checkpoint': last, 'weights': 'params', 'steps': steps, 'beta': c.beta,
-    'row_utilisation': loader.utilisation(8).tokens, **numbers}
+    'row_utilisation': loader.utilisation(8).tokens,
+    'attention': ctx.attention('policy', c.row_length), **numbers}
   return summary, rows

@@ -224,11 +224,16 @@ def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:
   metrics = read_metrics(ctx.directory(name) / 'metrics.jsonl')
   valid = [m for m in metrics if m['split'] == 'valid']
   chosen = released(valid, c.max_kl)
+  limits = ctx.config.limits
+  episode = limits.prompt_tokens + limits.response_tokens
   summary = {
     'checkpoint': f'{name}/checkpoints/{chosen["step"]}', 'last_checkpoint': last,
     'weights': 'params' if c.release == 'raw' else 'ema', 'selected_step': chosen['step'],
     'ptx_coef': c.ptx_coef, 'compute_dtype': ctx.model('policy').compute_dtype,
     'max_kl': c.max_kl, 'within_max_kl': chosen['kl'] <= c.max_kl,
+    'attention': ctx.attention('policy', episode),
+    'attention_value': ctx.attention('value', episode),
+    'attention_prompts': ctx.attention('policy', limits.prompt_tokens),
     'validations': [{k: v for k, v in m.items() if k != 'split'} for m in valid]}
   rows = [{'metric': f'{k}_validation', 'model': name, 'value': chosen[k]}
           for k in ('kl', 'score', 'gold', 'pretrain/loss') if k in chosen]
