@@ -26,8 +26,10 @@ def model(size: str, *, context: int) -> ConfigDict:
   c.dropout = 0.0
   # Activations: 'float32' or 'bfloat16'. Parameters, losses and log-probs are float32 always.
   c.compute_dtype = 'float32'
-  # 'plain' forms all logits of a row's attention, 'chunked' a chunk at a time (less memory, and
-  # faster on rows of 2048 tokens and more, where 'auto' takes it).
+  # How a row's attention is computed: 'plain' forms all logits, 'chunked' a chunk at a time (less
+  # memory, and on a CPU faster on rows of 2048 tokens and more), 'splash' is a TPU's kernel,
+  # 'cudnn' an NVIDIA GPU's (bfloat16 only). 'auto' takes one by platform and length; a name that
+  # cannot run is an error. What was taken is in summary.json.
   c.attention = 'auto'
   # What the backward pass keeps of a layer: 'none' keeps all, 'dots' matmuls, 'full' recomputes.
   c.remat = 'none'

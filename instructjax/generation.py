@@ -120,7 +120,7 @@ def _prefill(config: ModelConfig, params: dict, prompts: Prompts):
   group = jnp.where(valid, 1, 0)
   position = jnp.where(valid, jnp.arange(p)[None], 0)
   rows = Rows(prompts.tokens, group, jnp.zeros_like(group), position, position - 1)
-  attend = attention.make_attend(config.attention, rows)
+  attend = transformer.make_attend(config, rows)
 
   def layer(x, block):
     x, kv = transformer.run_block(

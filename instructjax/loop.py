@@ -39,8 +39,8 @@ def compile_step(
   state_shardings = train_state.shardings_of(state)
   frozen_shardings = jax.tree.map(lambda x: x.sharding, frozen)
   return jax.jit(
-    functools.partial(
-      train_step, algorithm, optimizers, schedules, averaging.decay, averaging.unit),
+    sharding.on_mesh(mesh, functools.partial(
+      train_step, algorithm, optimizers, schedules, averaging.decay, averaging.unit)),
     in_shardings=(state_shardings, frozen_shardings, sharding.batch_sharding(mesh, 1), rep, rep),
     out_shardings=(state_shardings, rep),
     donate_argnums=0)

@@ -5,13 +5,15 @@ Mesh axes: `data` (copies of the parameters), `fsdp` (parameters split, gathered
 mesh axes and are config data, one table for each network.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.extend import backend
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -116,3 +118,56 @@ def put_batch(mesh: Mesh, batch: Any, *, axis: int) -> Any:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
   return jax.tree.map(one, batch)
+
+
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+  """`function` for `jax.jit`, its trace knowing the mesh.
+
+  GSPMD splits ordinary operations by what it sees of their operands. A kernel is opaque to it and
+  has to be told, see `by_rows_and_heads`.
+  """
+  @functools.wraps(function)
+  def traced(*arguments, **keywords):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*arguments, **keywords)
+
+  return traced
+
+
+def platform() -> str:
+  """'cpu', 'tpu', 'cuda' or 'rocm': of the mesh that is traced for, else the default backend."""
+  device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+  kind = device.device_kind.lower()
+  if kind.startswith(('cpu', 'tpu')):
+    return kind[:3]
+  return 'rocm' if 'rocm' in backend.get_backend().platform_version else 'cuda'
+
+
+def _free_axes() -> tuple[str, ...]:
+  """Axes of the mesh that is traced for over which no shard_map around has split anything yet."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return tuple(a for a in AXES if a in mesh.axis_names and a not in mesh.manual_axes)
+
+
+def row_and_head_shards() -> tuple[int, int]:
+  """Into how many parts `by_rows_and_heads` splits here."""
+  shape, free = jax.sharding.get_abstract_mesh().shape, _free_axes()
+  rows = math.prod(shape[a] for a in BATCH if a in free)
+  return rows, shape['tensor'] if 'tensor' in free else 1
+
+
+def by_rows_and_heads(function: Callable) -> Callable:
+  """function(query, key, value, masks) on every device's own rows and heads.
+
+  The first three are [N, T, H, C], the last a tree of arrays [N, ...]; N and H divide by
+  `row_and_head_shards`. Without a mesh in the trace (`on_mesh`) the function is called as it is,
+  and inside a shard_map the axes that are left are split.
+  """
+  free = _free_axes()
+  if not free:
+    return function
+  rows = tuple(a for a in BATCH if a in free)
+  split = P(rows, None, 'tensor' if 'tensor' in free else None)
+  return jax.shard_map(
+    function, in_specs=(split, split, split, P(rows)), out_specs=split, axis_names=set(free),
+    check_vma=False)

@@ -91,6 +91,12 @@ def test_an_unknown_field_is_an_error():
     small.recipe().ppo.kl_coeff = 0.1
 
 
+def test_attention_that_cannot_run_here_is_refused_before_any_stage(tmp_path):
+  config = small.recipe(models__reward__attention='cudnn', models__reward__compute_dtype='bfloat16')
+  with pytest.raises(ValueError, match="'cudnn' runs on an NVIDIA GPU, not on 'cpu'"):
+    small.context(config, tmp_path)
+
+
 # --- stages ---------------------------------------------------------------------------------------
 
 

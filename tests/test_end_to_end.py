@@ -43,6 +43,7 @@ def test_every_stage_leaves_its_files(finished):
       assert json.loads((workdir / stage / name).read_text()), f'{stage}/{name}'
   for stage in ('pretrain', 'sft', 'rl_init', 'reward_model', 'ppo'):
     assert any((workdir / stage / 'tensorboard').iterdir()), stage
+    assert summary(finished, stage)['attention'] == 'plain', stage
     for row in read_metrics(workdir / stage / 'metrics.jsonl'):
       assert all(math.isfinite(v) for k, v in row.items() if k != 'split'), (stage, row)
 

@@ -18,7 +18,7 @@ PACKAGE = ROOT / 'instructjax'
 FLOORS = (
   ('types', 'arrays', 'metrics', 'tree', 'config'),
   ('losses.*', 'rl.*'),
-  ('models.*', 'sharding'),
+  ('sharding', 'models.*'),
   ('data.*', 'scoring', 'generation'),
   ('optimizer', 'train_state', 'algorithm', 'train_step'),
   ('algorithms.*',),

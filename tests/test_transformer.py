@@ -9,7 +9,6 @@ import pytest
 import reference_model
 from checking import assert_close
 from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import common
 from instructjax import scoring, tree
@@ -99,108 +98,6 @@ def test_the_mask_is_its_definition():
     want = reference_model.visible(np.asarray(rows.group[n]), np.asarray(rows.branch[n]))
     np.testing.assert_array_equal(seen[n], want)
   assert seen.any(-1).all(), 'a query without a key'
-
-
-def rows_of(length):
-  """Four rows of groups with branches and padding."""
-  rng = np.random.default_rng(length)
-  groups = [Group(rng.integers(0, VOCAB, n).astype(np.int32), tuple(
-    rng.integers(0, VOCAB, k).astype(np.int32) for k in (7, 40, 23)), i)
-    for i, n in enumerate((90, 3, 60, 41, 18, 77, 5))]
-  return packing.score_microbatch(groups, RowShape(4, length, length, response_length=40))[0]
-
-
-def attended(attend, rows, dtype=jnp.float32):
-  """Output and gradients of a function of (query, key, value)."""
-  shape = (*rows.tokens.shape, 2, 8)
-  query, key, value, into = (
-    jax.random.normal(jax.random.key(i), shape, dtype) for i in range(4))
-
-  def total(q, k, v):
-    out = attend(q, k, v)
-    return (out * into).sum().astype(jnp.float32), out
-
-  return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(query, key, value)
-
-
-@pytest.mark.parametrize('backend', ['plain', 'chunked'])
-@pytest.mark.parametrize('length', [256, 300, 600])
-def test_attention_by_blocks_is_attention(length, backend):
-  """Two blocks, two of unequal need, several of which the last is short."""
-  rows = rows_of(length)
-  mask = attention.visibility(rows)
-  found = attended(attention.make_attend(backend, rows), rows)
-  jax.tree.map(assert_close, found, attended(
-    lambda q, k, v: attention.attend(q, k, v, mask), rows))
-
-
-def test_chunked_attention_in_bfloat16_stays_close():
-  rows = rows_of(300)
-  found, want = (attended(attention.make_attend(backend, rows), rows, jnp.bfloat16)
-                 for backend in ('chunked', 'plain'))
-  assert found[0][1].dtype == jnp.bfloat16
-  exact = attended(attention.make_attend('plain', rows), rows)
-  for f, w, e in zip(*(jax.tree.leaves(x) for x in (found, want, exact))):
-    f, w, e = (np.asarray(x, np.float64) for x in (f, w, e))
-    # As far from float32 as the plain backend is.
-    assert np.abs(f - e).max() <= 2 * np.abs(w - e).max() + 1e-6
-
-
-def test_long_rows_are_chunked_and_need_less_memory():
-  rows = jax.tree.map(lambda x: jnp.zeros((1, 4096), jnp.int32), rows_of(256))
-  arrays = [jax.ShapeDtypeStruct((1, 4096, 2, 16), jnp.float32)] * 3
-
-  def compiled(backend):
-    def loss(q, k, v, rows):
-      return (attention.make_attend(backend, rows)(q, k, v) ** 2).sum()
-    return jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays, rows).compile()
-
-  memory = {backend: compiled(backend).memory_analysis().temp_size_in_bytes
-            for backend in attention.BACKENDS}
-  assert memory['auto'] == memory['chunked'] < memory['plain'] / 2
-  with pytest.raises(ValueError, match="'flash' is none of"):
-    attention.make_attend('flash', rows)
-
-
-def test_rows_and_heads_on_several_devices_are_attended_to_apart():
-  rows = rows_of(300)
-  mesh = jax.make_mesh((4, 2), ('data', 'tensor'), devices=jax.devices()[:8])
-  by_head = NamedSharding(mesh, PartitionSpec('data', None, 'tensor'))
-  by_row = NamedSharding(mesh, PartitionSpec('data'))
-  arrays = [jax.random.normal(jax.random.key(i), (4, 300, 2, 8)) for i in range(3)]
-
-  def loss(q, k, v, rows):
-    return (attention.make_attend('chunked', rows)(q, k, v) ** 2).sum()
-
-  run = jax.grad(loss, (0, 1, 2))
-  split = jax.jit(run, in_shardings=(*[by_head] * 3, by_row), out_shardings=by_head)
-  text = split.lower(*arrays, rows).compile().as_text()
-  assert not any(f'{name}(' in text for name in ('all-gather', 'all-to-all', 'all-reduce'))
-  jax.tree.map(assert_close, split(*arrays, rows), jax.jit(run)(*arrays, rows))
-
-
-@pytest.mark.parametrize('layers', [2, 6])
-@pytest.mark.parametrize('remat', ['none', 'full'])
-def test_a_stack_is_the_same_with_either_backend(layers, remat):
-  rows = rows_of(300)
-  model = dataclasses.replace(MODEL, context=512, layers=layers, remat=remat)
-  params = initial(heads.init_policy_boxed, model, jax.random.key(0))
-
-  def run(backend):
-    def loss(params):
-      hidden = transformer.hidden_states(
-        dataclasses.replace(model, attention=backend), params, rows)
-      return (hidden * (rows.group > 0)[..., None] * jnp.arange(model.width)).mean()
-    return jax.jit(jax.value_and_grad(loss))(params)
-
-  jax.tree.map(assert_close, run('chunked'), run('plain'))
-
-
-def test_one_query_is_attended_to_as_many_are():
-  query, key, value = (jax.random.normal(jax.random.key(i), (5, 12, 3, 8)) for i in range(3))
-  mask = jnp.arange(12)[None, None] < jnp.array([1, 4, 12, 7, 2])[:, None, None]
-  want = jax.jit(attention.attend)(query[:, :1], key, value, mask)
-  assert_close(jax.jit(attention.attend_one)(query[:, :1], key, value, mask[:, 0]), want)
 
 
 # --- packed == separate ---------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def make_collect(
     lengths = jnp.stack([prompts.length, samples.mask.sum(-1), prompts.item])
     return samples, lengths
 
-  sample = jax.jit(generate, out_shardings=(whole, replicated))
+  sample = jax.jit(sharding.on_mesh(mesh, generate), out_shardings=(whole, replicated))
   by_length = jax.jit(
     lambda *given: ppo.fill_places(settings, *given), out_shardings=split)
   by_maximum = jax.jit(
@@ -122,7 +122,7 @@ def make_collect(
       scores = jax.lax.map(
         lambda x: scoring.response_scores(part.model, params, *x), (rows, gather))
       return ppo.join_episodes(scores, settings.minibatches, settings.microbatches)
-    return jax.jit(score, out_shardings=whole)
+    return jax.jit(sharding.on_mesh(mesh, score), out_shardings=whole)
 
   def finish(params, ref_params, kl_coef, rows, gather, samples, part_scores):
     total = sum(part.weight * part_scores[part.name] for part in parts)
@@ -135,7 +135,7 @@ def make_collect(
       return ppo.shape_episodes(settings, kl_coef, experience), metrics
     return experience, metrics
 
-  finish = jax.jit(finish, out_shardings=(split, replicated))
+  finish = jax.jit(sharding.on_mesh(mesh, finish), out_shardings=(split, replicated))
   model_scores = {p.name: model_part(p) for p in parts if isinstance(p, ModelReward)}
 
   def collect(params: Mapping, frozen: Mapping, extras: Mapping, batch: dict, key):

@@ -155,9 +155,9 @@ def _prompts(setup: Setup, mesh) -> Prompts:
 def _rollout(setup: Setup) -> Callable:
   mesh = _mesh()
   params, prompts = _init(setup, mesh, 'policy', 0), _prompts(setup, mesh)
-  sample = jax.jit(lambda params, prompts, key: generation.generate(
+  sample = jax.jit(sharding.on_mesh(mesh, lambda params, prompts, key: generation.generate(
     setup.model, params, prompts, key, Sampling(setup.shape.response, NEVER), slots=setup.slots,
-    mesh=mesh))
+    mesh=mesh)))
   return lambda: sample(params, prompts, jax.random.key(0))
 
 

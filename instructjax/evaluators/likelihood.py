@@ -44,7 +44,8 @@ class LikelihoodEvaluator:
         lambda b: -scoring.token_scores(
           model, params, b.rows, b.select, entropy=False).logprobs, batch)
 
-    self._losses = jax.jit(losses, out_shardings=sharding.batch_sharding(mesh, 1))
+    self._losses = jax.jit(
+      sharding.on_mesh(mesh, losses), out_shardings=sharding.batch_sharding(mesh, 1))
 
   def run(self, params) -> DocumentLosses:
     """Losses of all documents, in the loader's order."""

@@ -59,14 +59,14 @@ class PolicyEvaluator:
     self._samplers, self._scorers = {}, {}
     whole = sharding.batch_sharding(mesh, 0)
     self._kl = jax.jit(
-      lambda params, ref, prompts, samples: scoring.sample_kl(
-        model, params, model, ref, prompts, samples), out_shardings=whole)
+      sharding.on_mesh(mesh, lambda params, ref, prompts, samples: scoring.sample_kl(
+        model, params, model, ref, prompts, samples)), out_shardings=whole)
 
   def _sampler(self, sampling: Sampling, samples: int):
     if (sampling, samples) not in self._samplers:
       self._samplers[sampling, samples] = jax.jit(
-        lambda params, prompts, key: generation.generate(
-          self.model, params, prompts, key, sampling, samples=samples),
+        sharding.on_mesh(self.mesh, lambda params, prompts, key: generation.generate(
+          self.model, params, prompts, key, sampling, samples=samples)),
         out_shardings=sharding.batch_sharding(self.mesh, 0))
     return self._samplers[sampling, samples]
 
@@ -120,7 +120,8 @@ class PolicyEvaluator:
     """[n, K] float32 scores; the reward bias is part of the parameters."""
     if reward_model not in self._scorers:
       self._scorers[reward_model] = jax.jit(
-        lambda params, p, s: scoring.sample_scores(reward_model, params, p, s),
+        sharding.on_mesh(
+          self.mesh, lambda params, p, s: scoring.sample_scores(reward_model, params, p, s)),
         out_shardings=sharding.batch_sharding(self.mesh, 0))
     run = self._scorers[reward_model]
     return self._per_response(lambda p, s: run(reward_params, p, s), prompts, responses)

@@ -32,8 +32,9 @@ class RankingEvaluator:
       batch = loader.batch(step)
       items = loader.indices(step)[_places(batch)]
       self._batches.append((items, batch, sharding.put_batch(mesh, batch, axis=1)))
-    self._scores = jax.jit(
-      lambda params, batch: jax.lax.map(lambda b: ranking_scores(model, params, b), batch))
+    self._scores = jax.jit(sharding.on_mesh(
+      mesh, lambda params, batch: jax.lax.map(
+        lambda b: ranking_scores(model, params, b), batch)))
 
   def run(self, params) -> RankedScores:
     """Scores and labels by prompt, in the order of the loader's items."""

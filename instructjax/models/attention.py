@@ -3,15 +3,18 @@
 Letters: N rows, T tokens in a row, S keys, H heads, C head width.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from instructjax import sharding
+from instructjax.models import attention_splash
 from instructjax.types import Rows
 
-BACKENDS = ('auto', 'plain', 'chunked')
+BACKENDS = ('auto', 'plain', 'chunked', 'splash', 'cudnn')
 
 # Far below any logit, yet finite: a fully masked row gives a uniform, NaN-free softmax.
 MASKED = -1e30
@@ -138,22 +141,130 @@ def _attend_chunk(number: int, query, keys, values, groups, branches):
   return (out / total[..., None]).astype(query.dtype)
 
 
-# From this many tokens in a row on 'auto' takes the chunked backend.
+# From this many tokens in a row on 'auto' takes the chunked backend: measured on a CPU.
 LONG_ROW = 2048
+# And on a TPU splash: chosen without one to measure on.
+SPLASH_ROW = 512
+# Head widths that cuDNN takes: multiples of 8 up to the second, on a Hopper GPU the third.
+_CUDNN_WIDTHS = 8, 128, 256
 
 
-def make_attend(backend: str, rows: Rows) -> Callable:
-  """(query, key, value) -> attention over `rows`, every layer's under the same mask.
+def _fault(backend: str, shape: tuple, dtype, platform: str) -> str | None:
+  """Why a kernel cannot run here, with what to do about it; None if it can."""
+  n, _, heads, width = shape
+  step, usual, most = _CUDNN_WIDTHS
+  if backend == 'splash' and platform not in ('tpu', 'cpu'):
+    return f"runs on a TPU (and on a CPU, interpreted, for tests), not on {platform!r}: use 'auto'"
+  if backend == 'cudnn' and platform != 'cuda':
+    return f"runs on an NVIDIA GPU, not on {platform!r}: use 'auto'"
+  if backend == 'cudnn' and dtype not in (jnp.bfloat16, jnp.float16):
+    return (f"computes in bfloat16, not in {dtype.name}: set compute_dtype to 'bfloat16' or "
+            "attention to 'auto'")
+  if backend == 'cudnn' and (width % step or width > most):
+    return (f'needs a head width that is a multiple of {step}, at most {usual} ({most} on a Hopper '
+            f"GPU), not {width}: change the number of heads or use 'auto'")
+  rows, parts = sharding.row_and_head_shards()
+  if n % rows:
+    return (f'needs rows that divide over the data shards of the mesh, {n} over {rows} do not: '
+            f"change the number of rows or the mesh, or use 'plain' or 'chunked'")
+  if heads % parts:
+    return (f'needs heads that divide over the tensor axis of the mesh, {heads} over {parts} do '
+            f"not: change the number of heads or the mesh, or use 'plain' or 'chunked'")
+  return None
 
-  'plain' forms all T x T logits and keeps them for the backward pass, 'chunked' forms a chunk at a
-  time and recomputes; 'auto' takes 'chunked' for rows of `LONG_ROW` tokens and more.
+
+def choose(backend: str, shape: tuple[int, int, int, int], dtype, platform: str) -> str:
+  """The backend that computes: `backend` itself, or what 'auto' takes.
+
+  'auto' takes splash on a TPU for rows of `SPLASH_ROW` tokens and more and cuDNN on an NVIDIA GPU
+  in bfloat16, where they can run; neither choice has been measured. Else it takes 'chunked' for
+  rows of `LONG_ROW` tokens and more, 'plain' below.
+
+  Args:
+    backend: one of `BACKENDS`.
+    shape: (N, T, H, C) of the queries, of all devices together.
+    dtype: of the queries.
+    platform: see `sharding.platform`; the mesh is the one that is traced for.
+
+  Raises:
+    ValueError: no such backend, or it cannot run here; nothing else is taken in its place.
   """
   if backend not in BACKENDS:
     raise ValueError(f'attention {backend!r} is none of {BACKENDS}')
-  if backend == 'chunked' or (backend == 'auto' and rows.tokens.shape[1] >= LONG_ROW):
+  length, dtype = shape[1], jnp.dtype(dtype)
+  if backend in ('splash', 'cudnn'):
+    if fault := _fault(backend, shape, dtype, platform):
+      raise ValueError(f'attention {backend!r} {fault}')
+    return backend
+  if backend != 'auto':
+    return backend
+  if platform == 'tpu' and length >= SPLASH_ROW and not _fault('splash', shape, dtype, platform):
+    return 'splash'
+  if (platform == 'cuda' and dtype == jnp.bfloat16 and shape[3] <= _CUDNN_WIDTHS[1]
+      and not _fault('cudnn', shape, dtype, platform)):
+    return 'cudnn'
+  return 'chunked' if length >= LONG_ROW else 'plain'
+
+
+def make_attend(backend: str, rows: Rows, *, heads: int, head_width: int, dtype) -> Callable:
+  """(query, key, value) -> attention over `rows`, every layer's under the same mask.
+
+  'plain' forms all T x T logits and keeps them for the backward pass. 'chunked' forms a chunk at a
+  time and recomputes. 'splash' is a TPU's kernel (`attention_splash`), 'cudnn' an NVIDIA GPU's; on
+  a mesh both need a trace that knows it (`sharding.on_mesh`). All see the same mask. 'auto' takes
+  one of them, see `choose`.
+
+  Args:
+    backend: one of `BACKENDS`.
+    rows: [N, T] each.
+    heads, head_width, dtype: of the queries that will come.
+
+  Raises:
+    ValueError: the backend cannot run here.
+  """
+  n, length = rows.tokens.shape
+  platform = sharding.platform()
+  name = choose(backend, (n, length, heads, head_width), dtype, platform)
+  if name == 'chunked':
     return lambda q, k, v: attend_chunked(q, k, v, rows)
-  mask = visibility(rows)
-  return lambda q, k, v: attend_causal(q, k, v, mask)
+  if name == 'plain':
+    mask = visibility(rows)
+    return lambda q, k, v: attend_causal(q, k, v, mask)
+  if name == 'splash':
+    pad = -length % attention_splash.LANES
+    masks = attention_splash.make_masks(visibility(_pad_rows(rows, pad)))
+    kernel = functools.partial(attention_splash.attend, interpret=platform == 'cpu')
+  else:
+    pad = length % 2
+    masks = visibility(_pad_rows(rows, pad))
+    kernel = attend_cudnn
+
+  def attend(query, key, value):
+    padded = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (query, key, value))
+    return sharding.by_rows_and_heads(kernel)(*padded, masks)[:, :length]
+
+  return attend
+
+
+def _pad_rows(rows: Rows, pad: int) -> Rows:
+  """`rows` with `pad` tokens of padding (group 0) behind each."""
+  return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, pad))), rows)
+
+
+def attend_cudnn(
+  query: Float[Array, 'N T H C'],
+  key: Float[Array, 'N T H C'],
+  value: Float[Array, 'N T H C'],
+  mask: Bool[Array, 'N T T'],
+) -> Float[Array, 'N T H C']:
+  """`attend_causal` by cuDNN's flash attention, in bfloat16 or float16; T is even.
+
+  The mask becomes a bias of [N, 1, T, T] in that type. That it is causal is said apart, so that
+  cuDNN leaves out the blocks of later keys. With jax 0.10 the backward pass also writes a gradient
+  of the bias, as large as it is, which nobody reads; from 0.11 on it does not.
+  """
+  return jax.nn.dot_product_attention(
+    query, key, value, mask=mask[:, None], is_causal=True, implementation='cudnn')
 
 
 def attend_one(

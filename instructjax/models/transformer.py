@@ -44,7 +44,7 @@ class ModelConfig:
     compute_dtype: 'float32' or 'bfloat16' for activations; parameters are float32.
     remat: what the backward pass keeps of a layer: 'none' (all), 'dots', 'full' (recompute all).
     init_std: standard deviation of weights; residual projections get init_std / sqrt(2 L).
-    attention: one of `attention.BACKENDS`.
+    attention: one of `attention.BACKENDS`, see `attention.make_attend`.
   """
 
   vocab_size: int
@@ -227,6 +227,13 @@ def final_norm(config: ModelConfig, params: dict, x: Float[Array, 'N T D']):
   return norm.apply({'params': params['norm']}, x)
 
 
+def make_attend(config: ModelConfig, rows: Rows) -> Callable:
+  """`attention.make_attend` of a model, for all of its layers."""
+  return attention.make_attend(
+    config.attention, rows, heads=config.heads, head_width=config.width // config.heads,
+    dtype=config.compute_dtype)
+
+
 def run_block(config, block_params, x, attend, drop=lambda y, site: y):
   """One layer on given parameters; see `Block`."""
   return Block(config).apply({'params': block_params}, x, attend, drop)
@@ -245,7 +252,7 @@ def hidden_states(
       function of (key, group, branch, position, layer): the same on any mesh, packing and
       microbatching.
   """
-  attend = attention.make_attend(config.attention, rows)
+  attend = make_attend(config, rows)
   rate = config.dropout if dropout_key is not None else 0.0
   seeds = token_seeds(dropout_key, rows) if rate else None
 

@@ -16,7 +16,7 @@ from instructjax.data.items import Limits
 from instructjax.data.sources import Rejected
 from instructjax.data.tokenizer import Tokenizer, load_tokenizer
 from instructjax.hooks import Stopper, write_json_atomic
-from instructjax.models import heads, presets
+from instructjax.models import attention, heads, presets
 from instructjax.models.transformer import ModelConfig
 from instructjax.profiling import ProfiledSteps
 
@@ -62,6 +62,18 @@ class Context:
     model = presets.make_model_config(
       self.config.models[role], vocab_size=self.tokenizer.vocab_size)
     return dataclasses.replace(model, **changes)
+
+  def attention(self, role: str, length: int) -> str:
+    """The backend that a role's network attends with, over rows of `length` tokens.
+
+    Raises:
+      ValueError: the one that its config names cannot run on this mesh.
+    """
+    model = self.model(role)
+    shape = (
+      sharding.batch_shards(self.mesh), length, model.heads, model.width // model.heads)
+    return sharding.on_mesh(self.mesh, lambda: attention.choose(
+      model.attention, shape, model.compute_dtype, sharding.platform()))()
 
   def rules(self, role: str) -> dict:
     role = {'ref': 'policy'}.get(role, role)
@@ -142,7 +154,11 @@ class Context:
 
 
 def make_context(config, workdir: pathlib.Path) -> Context:
-  """Builds what the stages share; the tokenizer is made once and stored with the run."""
+  """Builds what the stages share; the tokenizer is made once and stored with the run.
+
+  Raises:
+    ValueError: the mesh, the data or a network's attention does not fit what is there.
+  """
   mesh = sharding.make_mesh(config.mesh)
   rejected = Rejected()
   corpus = make_corpus(config.data, config.data.seed if config.data.seed is not None
@@ -152,4 +168,7 @@ def make_context(config, workdir: pathlib.Path) -> Context:
     tokenizer = load_tokenizer(directory)
   else:
     tokenizer = corpus.make_tokenizer(config.tokenizer, directory)
-  return Context(config, workdir, mesh, corpus, tokenizer, rejected, Stopper())
+  ctx = Context(config, workdir, mesh, corpus, tokenizer, rejected, Stopper())
+  for role, model in config.models.items():
+    ctx.attention(role, model.context)
+  return ctx

@@ -55,8 +55,8 @@ class _HeldOut:
       ctx, c, found, Sequential(len(found)), batch_size=size, microbatches=1, responses=responses)
     self._mesh, model = ctx.mesh, ctx.model('policy')
     self.batches = [self._loader.batch(step) for step in range(self._loader.steps())]
-    self._logprobs = jax.jit(lambda params, batch: jax.lax.map(
-      lambda b: dpo.response_logprobs(model, params, b), batch))
+    self._logprobs = jax.jit(sharding.on_mesh(ctx.mesh, lambda params, batch: jax.lax.map(
+      lambda b: dpo.response_logprobs(model, params, b), batch)))
 
   def logprobs(self, params) -> list[np.ndarray]:
     """[G, K] of each batch."""
@@ -127,5 +127,6 @@ def _results(ctx: Context, name: str, c, loader, steps: int, last: str):
           for k, v in numbers.items()]
   summary = {
     'checkpoint': last, 'weights': 'params', 'steps': steps, 'beta': c.beta,
-    'row_utilisation': loader.utilisation(8).tokens, **numbers}
+    'row_utilisation': loader.utilisation(8).tokens,
+    'attention': ctx.attention('policy', c.row_length), **numbers}
   return summary, rows

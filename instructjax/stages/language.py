@@ -136,7 +136,8 @@ def _results(ctx: Context, name: str, c, loader, steps: int, every, last: str):
   summary = {
     'checkpoint': last, 'weights': 'params', 'steps': steps, 'candidates': candidates,
     'valid_loss': by_step[steps]['language/loss'],
-    'pretrain_loss': by_step[steps]['pretrain/loss'], 'row_utilisation': utilisation.tokens}
+    'pretrain_loss': by_step[steps]['pretrain/loss'], 'row_utilisation': utilisation.tokens,
+    'attention': ctx.attention('policy', c.row_length)}
   if candidates:
     summary['loss_best'] = min(candidates, key=lambda r: r['loss'])['checkpoint']
   else:

@@ -237,6 +237,8 @@ def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:
   shapes = {(int(m['rollout/rows']), int(m['rollout/row_slots']))
             for m in metrics if m['split'] == 'train'}
   chosen = released(valid, c.max_kl)
+  limits = ctx.config.limits
+  episode = limits.prompt_tokens + limits.response_tokens if c.row_length is None else c.row_length
   summary = {
     'checkpoint': f'{name}/checkpoints/{chosen["step"]}', 'last_checkpoint': last,
     'weights': 'params' if c.release == 'raw' else 'ema', 'selected_step': chosen['step'],
@@ -244,6 +246,9 @@ def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:
     # Rows of an iteration, selected slots of a row: each of them was compiled for.
     'row_shapes': sorted(shapes),
     'max_kl': c.max_kl, 'within_max_kl': chosen['kl'] <= c.max_kl,
+    'attention': ctx.attention('policy', episode),
+    'attention_value': ctx.attention('value', episode),
+    'attention_prompts': ctx.attention('policy', limits.prompt_tokens),
     'validations': [{k: v for k, v in m.items() if k != 'split'} for m in valid]}
   rows = [{'metric': f'{k}_validation', 'model': name, 'value': chosen[k]}
           for k in ('kl', 'score', 'gold', 'pretrain/loss') if k in chosen]

@@ -127,10 +127,10 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     if kept.latest() is None:
       kept.save(steps, {'params': {'reward': trained}}, {'bias': bias})
   ranked = make_evaluator(held_out).run(trained)
-  return _results(ctx, name, ranked, bias, steps, loader, held_out_rows)
+  return _results(ctx, name, c, ranked, bias, steps, loader, held_out_rows)
 
 
-def _results(ctx, name, ranked: RankedScores, bias, steps, loader, held_out_rows):
+def _results(ctx, name, c, ranked: RankedScores, bias, steps, loader, held_out_rows):
   numbers, bins = ranking_report(ranked)
   seed = ctx.seed(f'{name} intervals')
   prompts = [r.prompt for r in held_out_rows]
@@ -144,5 +144,6 @@ def _results(ctx, name, ranked: RankedScores, bias, steps, loader, held_out_rows
   summary = {
     'checkpoint': f'{name}/released/{steps}', 'weights': 'params', 'steps': steps, 'bias': bias,
     'sources': sources, 'calibration': [b._asdict() for b in bins],
-    'row_utilisation': loader.utilisation(8).tokens, **numbers}
+    'row_utilisation': loader.utilisation(8).tokens,
+    'attention': ctx.attention('reward', c.row_length), **numbers}
   return summary, rows
