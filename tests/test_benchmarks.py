@@ -232,7 +232,9 @@ def test_mistakes_are_named(capsys):
     assert message in capsys.readouterr().err
   for arguments, message in (
       (['--items', 'sfx'], "unknown items ['sfx']"),
-      (['--repeats', '0'], '--repeats 0 is below 1')):
+      (['--repeats', '0'], '--repeats 0 is below 1'),
+      (['--values', '1,2'], 'needs --grow'),
+      (['--grow', 'T', '--against', 'a: b'], 'run one, then the other')):
     with pytest.raises(SystemExit):
       command.main(arguments)
     assert message in capsys.readouterr().err

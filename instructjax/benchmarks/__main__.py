@@ -1,14 +1,21 @@
-"""How fast the steps are, and beside what.
+"""How fast the steps are, and beside what; how their cost grows.
 
   python -m instructjax.benchmarks                          every item at size S
   python -m instructjax.benchmarks --items sft,rollout --size M --repeats 5
   python -m instructjax.benchmarks --items sft --against 'torch: python peer.py --items sft'
+  python -m instructjax.benchmarks --grow T                 seconds and memory as T doubles
+  python -m instructjax.benchmarks --grow devices           collectives on 1 to 8 simulated devices
 
 Prints a JSON line for each measurement and then a table. An item may give several lines, named
 item:variant. With `--against 'NAME: COMMAND'` (any number of them) the items and the commands run
 in turn, each in a process of its own, for `--rounds` rounds; a command prints JSON lines with at
 least `item`, `min`, `med`, `max` (seconds), and is free to measure whatever it wants: nobody else's
 program is needed or imported here.
+
+With `--grow AXIS` the training step of an item is measured at several values of T (tokens of a
+row), K (responses of a prompt), the batch or the number of devices, and the slope of the logarithms
+is put in words. Devices are simulated on the CPU, in a process of its own: the compiled program
+tells what they say to each other and what each holds; their seconds tell nothing.
 """
 
 import argparse
@@ -19,8 +26,11 @@ from collections.abc import Sequence
 from instructjax import sharding
 from instructjax.benchmarks import (
   against,
+  growth,
+  growth_table,
   items,
   measure,
+  simulated,
   table,
   work,
 )
@@ -54,12 +64,49 @@ def _own_command(args) -> list[str]:
   return command if args.slots is None else [*command, '--slots', str(args.slots)]
 
 
+def _grow(args, arguments: Sequence[str]) -> int:
+  """Measures and prints the growth of every item; the exit status."""
+  axis = args.grow
+  chosen = args.items.split(',') if args.items else [
+    item for item in growth.VALUES if axis in growth.VALUES[item]]
+  values = growth.check(chosen, axis, args.values)
+  most = max(max(found) for found in values.values())
+  if axis == 'devices' and not simulated.there_are(most):
+    return simulated.run_with(most, arguments)
+  options = growth.Options(
+    args.size, work.find_size(args.size), args.dtype, args.remat, args.repeats)
+  for item in chosen:
+    lines = []
+    for found in growth.run(item, axis, values[item], options):
+      if isinstance(found, Skipped):
+        _say_skipped(found)
+      else:
+        lines.append(found)
+    _show_growth(item, axis, lines, args)
+  return 0
+
+
+def _show_growth(item: str, axis: str, lines: Sequence[dict], args) -> None:
+  if not args.no_table:
+    note = ('memory and collectives of one device; simulated ones share the cores, their seconds '
+            'say nothing') if axis == 'devices' else 'FLOPs are useful ones, each prompt once'
+    print_table(f'{item}, size {args.size}, {args.dtype}: {note}',
+                growth_table.columns(axis), growth_table.rows(axis, lines))
+  for mesh in dict.fromkeys(line.get('mesh') for line in lines):
+    part = [line for line in lines if line.get('mesh') == mesh]
+    slopes = growth_table.slopes(axis, part)
+    what = item if mesh is None else f'{item} over {mesh}'
+    rounded = {name: [round(s, 3) for s in pair] for name, pair in slopes.items()}
+    print(json.dumps({'grow': axis, 'of': what, 'slopes': rounded}))
+    print(growth_table.in_words(what, axis, slopes))
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='python -m instructjax.benchmarks', description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--items', help='comma-separated, of ' + ', '.join(items.ITEMS)
-                      + '; all by default')
+                      + '; all by default, with --grow all that grow so')
   parser.add_argument('--size', default='S', help='S, M or a preset (125m .. 175b)')
   parser.add_argument('--repeats', type=int, default=5, help='timed steps of a case')
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
@@ -68,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--against', action='append', default=[], metavar="'NAME: COMMAND'",
                       help='measure this command in turn with ours')
   parser.add_argument('--rounds', type=int, default=3, help='with --against')
+  parser.add_argument('--grow', choices=growth.AXES, help='measure at several values of this')
+  parser.add_argument('--values', type=lambda text: [int(x) for x in text.split(',')],
+                      help='with --grow: the values, comma-separated')
   parser.add_argument('--no_table', action='store_true', help='JSON lines only, no ceiling')
   return parser
 
@@ -80,6 +130,10 @@ def _check(parser: argparse.ArgumentParser, args) -> None:
     value = getattr(args, name)
     if value is not None and value < 1:
       parser.error(f'--{name} {value} is below 1')
+  if args.grow and args.against:
+    parser.error('--grow and --against are two measurements: run one, then the other')
+  if args.values and not args.grow:
+    parser.error(f'--values {args.values} needs --grow, one of {", ".join(growth.AXES)}')
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -89,6 +143,8 @@ def main(arguments: Sequence[str]) -> int:
   _check(parser, args)
   try:
     work.find_size(args.size)
+    if args.grow:
+      return _grow(args, arguments)
     args.items = args.items or ','.join(items.ITEMS)
     if args.against:
       found = against.alternate(_own_command(args), against.parse(args.against), args.rounds)
