@@ -10,6 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from instructjax.benchmarks.case import Case, Setup
+from instructjax.benchmarks.table import OURS
+
 
 class Timing(NamedTuple):
   """Seconds of each repeat, and the cores that other processes kept busy meanwhile.
@@ -68,3 +71,22 @@ def copy_ceiling(megabytes: int = 512, repeats: int = 5) -> float:
 
 def middle(seconds: list[float]) -> float:
   return statistics.median(seconds)
+
+
+def line(case: Case, setup: Setup, size: str, repeats: int) -> dict:
+  """Times a case: the fields of its JSON line, to which the case adds its own."""
+  timing = timed(case.step, repeats)
+  median = middle(timing.seconds)
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  found = {
+    'peer': OURS, 'item': case.name, 'size': size, 'dtype': setup.dtype, 'n': repeats,
+    'threads': cores, 'device': jax.devices()[0].device_kind, 'devices': setup.mesh.size,
+    'min': round(min(timing.seconds), 5), 'med': round(median, 5),
+    'max': round(max(timing.seconds), 5), 'tok_s': round(case.tokens / median),
+    'gflop': round(case.flops / 1e9, 1), 'gflops': round(case.flops / median / 1e9, 1)}
+  if case.shared_flops is not None:
+    found['shared_gflop'] = round(case.shared_flops / 1e9, 1)
+    found['shared_gflops'] = round(case.shared_flops / median / 1e9, 1)
+  if timing.foreign_cores is not None:
+    found['foreign_cores'] = round(timing.foreign_cores, 2)
+  return {**found, **case.fields}

@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from instructjax.models import flops
 from instructjax.models.presets import SIZES
 from instructjax.models.transformer import ModelConfig
@@ -63,8 +66,8 @@ class Shape:
 
   Attributes:
     sequences: B documents, prompts, pairs or episodes of a step.
-    prompt: P; for `sft` and `data` the whole document, T.
-    response: R, 0 where there is none.
+    prompt: P; for `sft`, `data` and `attention` the whole document, T.
+    response: R, 0 where there is none, or where `lengths` says.
     responses: K of a prompt.
     minibatches: optimizer updates of a step.
   """
@@ -75,6 +78,11 @@ class Shape:
   responses: int = 1
   minibatches: int = 1
 
+  @property
+  def row(self) -> int:
+    """T: tokens of a packed row that holds one prompt and its responses."""
+    return self.prompt + self.responses * self.response
+
 
 SHAPES = {
   'sft': Shape(16, 256),
@@ -83,6 +91,8 @@ SHAPES = {
   'rollout': Shape(32, 64, 64),
   'ppo': Shape(64, 64, 64, 1, 4),
   'data': Shape(16, 256),
+  'refill': Shape(512, 64),
+  'attention': Shape(1, 4096),
 }
 
 
@@ -97,9 +107,14 @@ def _whole(size: Size, s: Shape) -> float:
   return size.trunk(s.sequences * s.responses, s.prompt + s.response)
 
 
+def sampling_flops(size: Size, prompt: int, lengths: Int[np.ndarray, 'n']) -> float:
+  """Prompts read once and responses of `lengths` tokens drawn; nothing follows a last token."""
+  steps = sum(size.trunk(1, n - 1, prompt) for n in lengths.tolist())
+  return size.trunk(lengths.size, prompt) + steps + size.head(int(lengths.sum()))
+
+
 def _sampling(size: Size, s: Shape) -> float:
-  steps = sum(size.trunk(s.sequences, 1, s.prompt + i) for i in range(s.response - 1))
-  return size.trunk(s.sequences, s.prompt) + steps + size.head(s.sequences * s.response)
+  return sampling_flops(size, s.prompt, np.full(s.sequences, s.response))
 
 
 def _ppo(size: Size, s: Shape) -> float:
@@ -108,8 +123,9 @@ def _ppo(size: Size, s: Shape) -> float:
   return _sampling(size, s) + (forward + head) + 2 * forward + 3 * (forward + head) + 3 * forward
 
 
-# Useful FLOPs of one step. Where prompts have several responses there are two counts: the one that
-# computes each prompt once, and the one of a program that has a sequence for each response.
+# Useful FLOPs of one step, of the items whose work is known before they run. Where prompts have
+# several responses there are two counts: the one that computes each prompt once, and the one of a
+# program that has a sequence for each response.
 FLOPS: dict[str, Callable[[Size, Shape], float]] = {
   'sft': lambda size, s: 3 * (size.trunk(s.sequences, s.prompt)
                               + size.head(s.sequences * s.prompt)),
@@ -118,7 +134,6 @@ FLOPS: dict[str, Callable[[Size, Shape], float]] = {
     _whole(size, s) + size.head(s.sequences * s.responses * s.response)),
   'rollout': _sampling,
   'ppo': _ppo,
-  'data': lambda size, s: 0.0,
 }
 SHARED_FLOPS: dict[str, Callable[[Size, Shape], float]] = {
   'reward_model': lambda size, s: 3 * _shared(size, s),
@@ -131,4 +146,4 @@ def tokens(item: str, s: Shape) -> int:
   """Useful tokens of a step: each prompt once, each response once; sampled ones for rollouts."""
   if item in ('rollout', 'ppo'):
     return s.sequences * s.response
-  return s.sequences * (s.prompt + s.responses * s.response)
+  return s.sequences * s.row
