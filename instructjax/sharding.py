@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend import backend
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
 
 AXES = ('data', 'fsdp', 'tensor')
 LOGICAL = ('embed', 'heads', 'head_width', 'mlp', 'vocab', 'position', 'norm', 'layers')
@@ -154,6 +155,19 @@ def row_and_head_shards() -> tuple[int, int]:
   shape, free = jax.sharding.get_abstract_mesh().shape, _free_axes()
   rows = math.prod(shape[a] for a in BATCH if a in free)
   return rows, shape['tensor'] if 'tensor' in free else 1
+
+
+def keep_rows(x: Float[Array, 'N ...']) -> Float[Array, 'N ...']:
+  """`x` with its rows split over data and fsdp, and nothing else of it split over these.
+
+  Without it GSPMD is free to follow the parameters, split over fsdp along the width, and then
+  gathers and sums activations, which are much larger. Does nothing where the trace knows no mesh.
+  """
+  rows = tuple(a for a in BATCH if a in _free_axes())
+  if not rows:
+    return x
+  spec = P(rows, *[P.UNCONSTRAINED] * (x.ndim - 1))
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def by_rows_and_heads(function: Callable) -> Callable:

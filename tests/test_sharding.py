@@ -20,6 +20,7 @@ from configs import common
 from instructjax import loop, sharding, train_state, tree
 from instructjax.algorithms import dpo, language_model, ppo, rollout
 from instructjax.algorithms.reward_model import make_reward_model
+from instructjax.benchmarks import collectives
 from instructjax.data.pipeline import (
   LanguageLoader,
   PreferenceLoader,
@@ -31,6 +32,7 @@ from instructjax.data.placement import Group, LanguageItem, RankingItem
 from instructjax.generation import Sampling
 from instructjax.metrics import compute_metrics
 from instructjax.models import heads, transformer
+from instructjax.types import Rows
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'sharding.json'
@@ -372,3 +374,24 @@ def test_a_batch_lands_on_its_shards():
   put = sharding.put_batch(mesh, {'x': x}, axis=1)['x']
   assert {s.data.shape for s in put.addressable_shards} == {(2, 2, 3)}
   np.testing.assert_array_equal(jnp.asarray(put), x)
+
+
+def test_fsdp_moves_parameters_not_activations():
+  """Left alone GSPMD splits activations along the width, as the parameters are, and sums them."""
+  mesh, model = make_mesh((1, 8, 1)), dataclasses.replace(MODEL, dropout=0.0)
+  params = initial(mesh, 'policy', 0)
+  rows = 64  # of 12 tokens, so that activations are much larger than parameters
+  batch = jax.tree.map(
+    lambda x: np.zeros((rows, 12), np.int32) + np.asarray(x),
+    Rows(tokens=1, group=1, branch=0, position=np.arange(12), parent=np.arange(12) - 1))
+
+  def total(params, batch):
+    return transformer.hidden_states(model, params, batch).sum()
+
+  compiled = jax.jit(sharding.on_mesh(mesh, jax.grad(total))).lower(
+    params, sharding.put_batch(mesh, batch, axis=0)).compile()
+  found = collectives.traffic(compiled.as_text())
+  size = sum(x.nbytes for x in jax.tree.leaves(params))
+  activation = rows * 12 * model.width * 4
+  assert activation > 2 * size
+  assert sum(t.bytes for t in found.values()) <= 4 * size

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_policies
 from jaxtyping import Array, Float, Int
 
+from instructjax import sharding
 from instructjax.models import attention
 from instructjax.models.dropout import token_seeds, zero_out
 from instructjax.types import Rows
@@ -219,7 +220,7 @@ def embed(
 ) -> Float[Array, 'N T D']:
   """Token plus position embedding, in the compute dtype."""
   x = params['token'][tokens] + params['position'][position]
-  return x.astype(jnp.dtype(config.compute_dtype))
+  return sharding.keep_rows(x.astype(jnp.dtype(config.compute_dtype)))
 
 
 def final_norm(config: ModelConfig, params: dict, x: Float[Array, 'N T D']):
@@ -236,7 +237,8 @@ def make_attend(config: ModelConfig, rows: Rows) -> Callable:
 
 def run_block(config, block_params, x, attend, drop=lambda y, site: y):
   """One layer on given parameters; see `Block`."""
-  return Block(config).apply({'params': block_params}, x, attend, drop)
+  x, carry = Block(config).apply({'params': block_params}, x, attend, drop)
+  return sharding.keep_rows(x), carry
 
 
 def hidden_states(
