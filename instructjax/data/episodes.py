@@ -19,8 +19,8 @@ from instructjax.data.placement import Group, RowShape, Sizes, round_up_rows, ro
 # Row counts grow by this factor from one to the next, so at most that much of the rows is empty
 # because of it, and half the octaves of a batch are few shapes to compile.
 _STEP = 2**0.25
-# Selected slots are one of the first k of so many equal parts of a row.
-_SLOT_PARTS = 4
+# Selected slots are one of the first k of so many equal parts of a row; spare ones are a tenth.
+_SLOT_PARTS, _SPARE = 4, 1.1
 
 
 def row_counts(episodes: int, multiple: int) -> tuple[int, ...]:
@@ -44,26 +44,21 @@ def choose_shape(
 ) -> RowShape:
   """The smallest of a bounded set of shapes that holds each split.
 
-  Fewer selected slots than a row has tokens save work in the head; so few are taken as need no
-  more rows.
+  Fewer selected slots than a row has tokens save work in the head. How many there are follows from
+  the prompts alone: enough for rows of the longest responses, so that the shape does not change as
+  responses get shorter or longer, unless rows do.
 
   Args:
     splits: sizes of the episodes of each split; all of one number of episodes.
     row_length, response_length: T and R; prompt + R must be within T.
     multiple: of the rows (data shards).
   """
-  counts = row_counts(len(splits[0]), multiple)
-
-  def rows(slots: int) -> int:
-    needed = max(rows_needed(sizes, row_length, slots) for sizes in splits)
-    return next(n for n in counts if n >= needed)
-
-  fewest = rows(row_length)
-  for part in range(1, _SLOT_PARTS + 1):
-    slots = min(row_length, -(-row_length * part // _SLOT_PARTS))
-    if slots >= response_length and (slots == row_length or rows(slots) == fewest):
-      return RowShape(fewest, row_length, slots, response_length=response_length)
-  raise AssertionError('the last part is the whole row')
+  prompt = np.mean([sizes.trunk for split in splits for sizes in split])
+  share = min(1.0, _SPARE * response_length / (prompt + response_length))
+  slots = -(-row_length * int(np.ceil(_SLOT_PARTS * share)) // _SLOT_PARTS)
+  needed = max(rows_needed(sizes, row_length, slots) for sizes in splits)
+  rows = next(n for n in row_counts(len(splits[0]), multiple) if n >= needed)
+  return RowShape(rows, row_length, slots, response_length=response_length)
 
 
 def episode_places(
