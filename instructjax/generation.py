@@ -295,6 +295,10 @@ class _Generator:
     config, r = self.config, self.sampling.max_tokens
     keys = jax.vmap(jax.random.fold_in)(s.keys, s.age)
     logits = transformer.logits(config, self.params, s.hidden)
+    if self.refills:
+      # The data shards leave the loop at different times. Drawing from a split vocabulary would
+      # have all devices exchange pieces at once, and those still in the loop wait for ever.
+      logits = sharding.gather_last(logits)
     token, logprob = draw(logits, keys, self.sampling)
     here = (jnp.arange(r)[None] == s.age[:, None]) & s.alive[:, None]
     ended = (token == self.sampling.end_id) | (s.age + 1 == r)

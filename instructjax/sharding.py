@@ -170,6 +170,13 @@ def keep_rows(x: Float[Array, 'N ...']) -> Float[Array, 'N ...']:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
+def gather_last(x: Float[Array, '... V']) -> Float[Array, '... V']:
+  """`x` with its last axis whole on every device. Does nothing where the trace knows no mesh."""
+  if not _free_axes():
+    return x
+  return jax.lax.with_sharding_constraint(x, P(*[P.UNCONSTRAINED] * (x.ndim - 1), None))
+
+
 def by_rows_and_heads(function: Callable) -> Callable:
   """function(query, key, value, masks) on every device's own rows and heads.
 

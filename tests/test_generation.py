@@ -11,6 +11,7 @@ import reference_model
 from checking import assert_close
 from flax import linen as nn
 
+from configs import common
 from instructjax import generation, scoring, sharding
 from instructjax.generation import Sampling
 from instructjax.models import heads, transformer
@@ -172,9 +173,11 @@ def test_slots_stay_busy_when_a_few_responses_are_very_long(unroll):
 def test_refilled_slots_on_a_mesh_give_the_same_samples(policy, samples, shape):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape)))
   given = sharding.put_batch(mesh, prompts(64), axis=0)
-  found, spent = jax.jit(lambda params, given, key: generation.generate_counted(
-    MODEL, params, given, key, PLAIN, slots=16, mesh=mesh))(
-      jax.device_put(policy, sharding.replicated(mesh)), given, jax.random.key(1))
+  boxed = jax.eval_shape(lambda k: heads.init_policy_boxed(MODEL, k), jax.random.key(0))
+  split = jax.device_put(policy, sharding.param_shardings(boxed, mesh, dict(common.rules())))
+  found, spent = jax.jit(sharding.on_mesh(
+    mesh, lambda params, given, key: generation.generate_counted(
+      MODEL, params, given, key, PLAIN, slots=16, mesh=mesh)))(split, given, jax.random.key(1))
   equal_samples(jax.device_get(found), samples)
   assert spent.shape == (sharding.batch_shards(mesh),)
 
