@@ -103,8 +103,6 @@ def get_config(arg: str = '') -> ConfigDict:
   c.ppo = common.ppo(
     init='rl_init', ref='rl_init', reward='reward_model', batch_size=512, steps=60)
   c.ppo.minibatches = 4
-  # Half of a row for one longest episode is empty: packed, there is half the work.
-  c.ppo.row_length = 112
   # The paper takes 8 documents for each episode; half a document is enough in this world.
   c.ppo.ptx_ratio = 0.5
   c.ppo.ptx_coef = 5.0

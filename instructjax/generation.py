@@ -33,6 +33,8 @@ class Sampling:
     temperature: logits are divided by it; 0 takes the most probable token.
     top_k: keep only the k most probable tokens; 0 keeps all.
     top_p: keep the smallest set of most probable tokens with at least this mass; 1 keeps all.
+    stop_ids: tokens that end a response as `end_id` does, and belong to it; for use, not for PPO,
+      where one token stands for the end.
   """
 
   max_tokens: int
@@ -40,6 +42,7 @@ class Sampling:
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
+  stop_ids: tuple[int, ...] = ()
 
   def __post_init__(self):
     if self.max_tokens < 1:
@@ -52,7 +55,15 @@ class Sampling:
   @property
   def is_plain(self) -> bool:
     """True if this is the policy's own distribution, which on-policy methods need."""
-    return self.temperature == 1.0 and self.top_k == 0 and self.top_p == 1.0
+    return (self.temperature == 1.0 and self.top_k == 0 and self.top_p == 1.0
+            and not self.stop_ids)
+
+  def ends(self, tokens: Int[Array, '...']) -> Bool[Array, '...']:
+    """True where a token ends its response."""
+    found = tokens == self.end_id
+    for stop in self.stop_ids:
+      found |= tokens == stop
+    return found
 
 
 def _filtered(logits: Float[Array, 'n V'], sampling: Sampling) -> Float[Array, 'n V']:
@@ -301,7 +312,7 @@ class _Generator:
       logits = sharding.gather_last(logits)
     token, logprob = draw(logits, keys, self.sampling)
     here = (jnp.arange(r)[None] == s.age[:, None]) & s.alive[:, None]
-    ended = (token == self.sampling.end_id) | (s.age + 1 == r)
+    ended = self.sampling.ends(token) | (s.age + 1 == r)
     column = s.step % r
     # The column at distance d behind the present one holds the token of d steps ago.
     recent = (column - jnp.arange(r)) % r
@@ -397,7 +408,7 @@ class _Generator:
     tokens = jnp.where(mask, done.tokens, 0)
     return Samples(
       tokens=tokens, mask=mask, logprobs=jnp.where(mask, done.logprobs, 0.0),
-      ended=(mask & (tokens == self.sampling.end_id)).any(-1)), spent
+      ended=(mask & self.sampling.ends(tokens)).any(-1)), spent
 
 
 def generate(

@@ -108,7 +108,7 @@ class Samples:
   tokens: Array    # [n, R] int32, padding after the end
   mask: Array      # [n, R] bool, True up to and including end-of-text
   logprobs: Array  # [n, R] float32 log-probability under the sampling distribution
-  ended: Array     # [n] bool, True if end-of-text was sampled within R tokens
+  ended: Array     # [n] bool, True if end-of-text (or a stop token) was sampled within R tokens
 
 
 @record

@@ -38,6 +38,22 @@ def prompts(n, first=0):
   return Prompts(tokens, length, np.arange(first, first + n, dtype=np.int32))
 
 
+def test_a_stop_token_ends_a_response_as_end_of_text_does(policy, samples):
+  """The same tokens up to the first of either, which stays in the response."""
+  stop = 3
+  found = jax.jit(lambda *given: generation.generate(
+    MODEL, *given, dataclasses.replace(PLAIN, stop_ids=(stop,))))(
+      policy, prompts(64), jax.random.key(1))
+  tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
+  before = np.cumsum((tokens == stop) & mask, axis=1) - ((tokens == stop) & mask)
+  kept = mask & (before == 0)
+  assert 10 < (kept.sum(-1) < mask.sum(-1)).sum() < 60
+  np.testing.assert_array_equal(found.mask, kept)
+  np.testing.assert_array_equal(found.tokens, np.where(kept, tokens, 0))
+  np.testing.assert_array_equal(
+    found.ended, (np.isin(tokens, (END, stop)) & kept).any(-1))
+
+
 @functools.cache
 def sampler(sampling, samples=1, unroll=None):
   return jax.jit(lambda params, given, key: generation.generate(

@@ -193,7 +193,8 @@ def test_end_of_text_is_a_token_and_mask_does_not_come_from_padding():
   assert (np.asarray(e.old_logprobs).reshape(mask.shape)[mask] < 0).all()
 
 
-@pytest.mark.parametrize('change', [{'temperature': 0.7}, {'top_k': 2}, {'top_p': 0.9}])
+@pytest.mark.parametrize('change', [
+  {'temperature': 0.7}, {'top_k': 2}, {'top_p': 0.9}, {'stop_ids': (2,)}])
 def test_filtered_rollouts_are_refused(change):
   world = make_world(enumerable.SEED)
   part = rollout.ModelReward('table', 1.0, 'reward', MODEL)

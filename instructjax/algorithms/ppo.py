@@ -115,8 +115,9 @@ def check_rollout_sampling(sampling: Sampling) -> None:
   if not sampling.is_plain:
     raise ValueError(
       f'ppo rollouts need temperature 1, top_k 0 and top_p 1, not {sampling.temperature}, '
-      f'{sampling.top_k}, {sampling.top_p}: filtered samples are off the policy, so neither the '
-      'ratio nor the KL would be right. Filter at evaluation instead.')
+      f'{sampling.top_k}, {sampling.top_p}, and no stop_ids, not {sampling.stop_ids}: filtered '
+      'samples are off the policy, so neither the ratio nor the KL would be right. Filter at '
+      'evaluation instead.')
 
 
 def shape_episodes(settings: PPOSettings, kl_coef, experience: Experience) -> Shaped:
