@@ -18,8 +18,8 @@ import numpy as np
 from instructjax import optimizer, scoring, sharding, train_state
 from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import packing, placement
-from instructjax.generation import Sampling
 from instructjax.models import heads, transformer
+from instructjax.sampling import Sampling
 from instructjax.train_step import train_step
 from instructjax.types import LanguageBatch, Prompts, Samples
 

@@ -22,6 +22,7 @@ from instructjax import generation, sharding
 from instructjax.data import packing
 from instructjax.data.placement import Group, RowShape
 from instructjax.models import attention, attention_splash, heads, transformer
+from instructjax.sampling import Sampling
 from instructjax.types import Prompts
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -213,7 +214,7 @@ def test_samples_are_the_same_with_splash(slots):
   def sample(backend):
     config = dataclasses.replace(model, attention=backend)
     run = jax.jit(sharding.on_mesh(mesh, lambda params, prompts, key: generation.generate(
-      config, params, prompts, key, generation.Sampling(5, 1), slots=slots, mesh=mesh)))
+      config, params, prompts, key, Sampling(5, 1), slots=slots, mesh=mesh)))
     return run(params, sharding.put_batch(mesh, prompts, axis=0), jax.random.key(1))
 
   found, want = sample('splash'), sample('plain')

@@ -17,7 +17,7 @@ from instructjax import pipeline, sharding
 from instructjax.algorithms import ppo, rollout
 from instructjax.data.corpus import make_corpus
 from instructjax.data.sources import Rejected
-from instructjax.generation import Sampling
+from instructjax.sampling import Sampling
 from instructjax.types import Samples
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -24,6 +24,7 @@ from instructjax.benchmarks import (
 from instructjax.benchmarks.case import Setup
 from instructjax.benchmarks.work import Shape, Size
 from instructjax.data import packing
+from instructjax.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 SMALL = Size(2, 16, 2, 32)
@@ -125,7 +126,7 @@ def lengths_of(law, size, prompt=4, n=256, policy=lengths.ending_policy, dtype='
   params = policy(setup.model, case.init(setup, 'policy', 0), prompt, law.ends)
   samples = jax.jit(lambda params, given: generation.generate(
     setup.model, params, given, jax.random.key(0),
-    generation.Sampling(len(law.ends), lengths.END)))(params, case.prompts(setup))
+    Sampling(len(law.ends), lengths.END)))(params, case.prompts(setup))
   return np.asarray(samples.mask).sum(-1), np.asarray(samples.ended)
 
 

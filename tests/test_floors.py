@@ -19,7 +19,7 @@ FLOORS = (
   ('types', 'arrays', 'metrics', 'tree', 'config'),
   ('losses.*', 'rl.*'),
   ('sharding', 'models.*'),
-  ('data.*', 'scoring', 'generation'),
+  ('data.*', 'scoring', 'sampling', 'generation'),
   ('optimizer', 'train_state', 'algorithm', 'train_step'),
   ('algorithms.*',),
   ('checkpoint', 'evaluators.*', 'hooks', 'profiling', 'display', 'report'),

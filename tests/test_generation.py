@@ -13,8 +13,8 @@ from flax import linen as nn
 
 from configs import common
 from instructjax import generation, scoring, sharding
-from instructjax.generation import Sampling
 from instructjax.models import heads, transformer
+from instructjax.sampling import Sampling, draw
 from instructjax.types import Prompts
 
 VOCAB, PROMPT, RESPONSE, END = 5, 4, 6, 1
@@ -250,7 +250,7 @@ def test_draws_follow_the_filtered_distribution(temperature, top_k, top_p):
   sampling = Sampling(1, END, temperature, top_k, top_p)
   padded = np.concatenate([LOGITS, np.full(3, -1e30)]).astype(np.float32)
   keys = jax.random.split(jax.random.key(3), n)
-  token, logprob = jax.jit(lambda l, k: generation.draw(l, k, sampling))(
+  token, logprob = jax.jit(lambda l, k: draw(l, k, sampling))(
     jnp.broadcast_to(padded, (n, 8)), keys)
   want = analytic(temperature, top_k, top_p)
   count = np.bincount(token, minlength=VOCAB)
@@ -268,7 +268,7 @@ def test_the_ends_of_the_uniform_numbers_draw_possible_tokens(monkeypatch):
   keys = jax.random.split(jax.random.key(0), 1)
   for uniform, want in ((0.0, 1), (np.float32(1 - 2**-23), 3)):
     monkeypatch.setattr(jax.random, 'uniform', lambda k, shape, u=uniform: jnp.float32(u))
-    token, _ = generation.draw(logits, keys, PLAIN)
+    token, _ = draw(logits, keys, PLAIN)
     assert token[0] == want
 
 
@@ -279,7 +279,7 @@ def test_draws_walk_over_a_large_vocabulary_block_by_block():
   weights[[0, 127, 256, 299]] = 8
   n = 40_000
   logits = jnp.asarray(np.where(weights > 0, np.log(np.maximum(weights, 1e-9)), -1e30), jnp.float32)
-  token, logprob = jax.jit(lambda l, k: generation.draw(l, k, PLAIN))(
+  token, logprob = jax.jit(lambda l, k: draw(l, k, PLAIN))(
     jnp.broadcast_to(logits, (n, 300)), jax.random.split(jax.random.key(5), n))
   want = weights / weights.sum()
   count = np.bincount(token, minlength=300)

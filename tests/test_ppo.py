@@ -28,9 +28,9 @@ from enumerable import (
 from instructjax import scoring, train_state, tree
 from instructjax.algorithms import language_model, ppo, reward_model, rollout
 from instructjax.data import packing, placement
-from instructjax.generation import Sampling
 from instructjax.metrics import Mean, compute_metrics
 from instructjax.rl import kl
+from instructjax.sampling import Sampling
 from instructjax.train_step import pass_gradient, train_step
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')

@@ -29,9 +29,9 @@ from instructjax.data.pipeline import (
   Sequential,
 )
 from instructjax.data.placement import Group, LanguageItem, RankingItem
-from instructjax.generation import Sampling
 from instructjax.metrics import compute_metrics
 from instructjax.models import heads, transformer
+from instructjax.sampling import Sampling
 from instructjax.types import Rows
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')

@@ -21,12 +21,12 @@ from jaxtyping import Array, Float
 
 from instructjax import arrays, scoring
 from instructjax.algorithm import Algorithm, Pass, no_adapt
-from instructjax.generation import Sampling
 from instructjax.losses import policy as policy_losses
 from instructjax.metrics import Last, Max, Mean, Min
 from instructjax.models.transformer import ModelConfig
 from instructjax.rl import advantages as rl_advantages
 from instructjax.rl import kl, rewards
+from instructjax.sampling import Sampling
 from instructjax.types import Experience, Gather, Prompts, Rows, Samples, record
 
 UNITS = ('token', 'sequence')

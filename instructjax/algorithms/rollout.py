@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from instructjax import generation, scoring, sharding
 from instructjax.algorithms import ppo
 from instructjax.data import episodes
-from instructjax.generation import Sampling
 from instructjax.metrics import Mean
 from instructjax.models.transformer import ModelConfig
+from instructjax.sampling import Sampling
 
 
 class ModelReward(NamedTuple):

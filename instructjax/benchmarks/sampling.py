@@ -9,7 +9,7 @@ import numpy as np
 from instructjax import generation, sharding
 from instructjax.benchmarks import lengths, work
 from instructjax.benchmarks.case import Case, Setup, init, prompts
-from instructjax.generation import Sampling
+from instructjax.sampling import Sampling
 
 # No response ends early: the longest case, and the same work for every program.
 NEVER = -1

@@ -16,7 +16,7 @@ from instructjax.data import items as data_items
 from instructjax.data import packing
 from instructjax.data.pipeline import LanguageLoader, Shuffled
 from instructjax.data.placement import Group, RankingItem, RowShape
-from instructjax.generation import Sampling
+from instructjax.sampling import Sampling
 
 
 def _optimizer(updates_per_step: int):

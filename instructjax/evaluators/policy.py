@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructjax import generation, scoring, sharding
-from instructjax.generation import Sampling
 from instructjax.models.transformer import ModelConfig
+from instructjax.sampling import Sampling
 from instructjax.types import Prompts, Samples
 
 

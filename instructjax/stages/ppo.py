@@ -11,12 +11,12 @@ from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import items
 from instructjax.data.pipeline import PromptLoader, Shuffled
 from instructjax.evaluators.policy import SampledResponses
-from instructjax.generation import Sampling
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
 from instructjax.models import flops, heads
 from instructjax.models.transformer import ModelConfig
 from instructjax.profiling import PartTimer
+from instructjax.sampling import Sampling
 from instructjax.stages import language, sampling, training
 from instructjax.stages.context import Context
 
