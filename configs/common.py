@@ -83,8 +83,11 @@ def tracking() -> ConfigDict:
   """Where metrics go besides metrics.jsonl."""
   c = ConfigDict()
   c.tensorboard = True
-  # Arguments of wandb.init, or None; needs the extra `tracking`.
-  c.wandb = placeholder(dict)
+  # Weights & Biases, on where a project is named; needs the extra `tracking`. mode: 'online',
+  # 'offline'. A stage is a run, its name that of the stage.
+  c.wandb = ConfigDict({'mode': 'online'})
+  for field in ('project', 'entity', 'group'):
+    c.wandb[field] = placeholder(str)
   # Peak TFLOP/s of a device, for the metric fraction_of_peak; None: as its data sheet says (dense
   # bfloat16), and no such metric on a device that is not in `instructjax/models/flops.py`.
   c.device_tflops = placeholder(float)

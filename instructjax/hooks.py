@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -221,11 +222,11 @@ def _start_wandb(directory: pathlib.Path, resume_step: int | None, arguments: Ma
   except ImportError as error:
     raise ImportError(
       "Weights & Biases is switched on but not installed: pip install 'instructjax[tracking]', "
-      'or set the wandb field of the config to None'
+      'or leave config.tracking.wandb.project out'
     ) from error
   remembered = directory / 'wandb_run_id'
   if resume_step is None or not remembered.exists():
-    remembered.write_text(wandb.util.generate_id(), encoding='utf-8')
+    remembered.write_text(uuid.uuid4().hex, encoding='utf-8')
   run_id = remembered.read_text(encoding='utf-8').strip()
   run = wandb.init(**{'dir': str(directory), 'id': run_id, 'resume': 'allow', **arguments})
   run.define_metric('*', step_metric='step')

@@ -208,6 +208,12 @@ def _peak(ctx: Context) -> float | None:
   return None if one is None else one * ctx.mesh.devices.size
 
 
+def _wandb(config, stage: str) -> dict | None:
+  """Arguments of `wandb.init`, or None where no project is named."""
+  given = {name: value for name, value in config.items() if value is not None}
+  return {'name': stage, **given} if config.project is not None else None
+
+
 def _items(state: TrainState) -> dict:
   scalars = ('step', 'bad_step')
   items = {name: getattr(state, name) for name in ITEMS if name not in scalars}
@@ -251,7 +257,7 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
     tracking = ctx.config.tracking
     with MetricsWriter(
         directory, resume_step=latest, tensorboard=tracking.tensorboard,
-        wandb=dict(tracking.wandb) if tracking.wandb is not None else None) as writer, Progress(
+        wandb=_wandb(tracking.wandb, stage.name)) as writer, Progress(
           stage.name, stage.steps, start) as progress:
       log = _Log(stage, writer, progress, feed, history, _peak(ctx))
 
