@@ -27,7 +27,7 @@ def model(size: str, *, context: int) -> ConfigDict:
   # Activations: 'float32' or 'bfloat16'. Parameters, losses and log-probs are float32 always.
   c.compute_dtype = 'float32'
   # How a row's attention is computed: 'plain' forms all logits, 'chunked' a chunk at a time (less
-  # memory, and on a CPU faster on rows of 2048 tokens and more), 'splash' is a TPU's kernel,
+  # memory; on a CPU as fast from rows of 4096 tokens on), 'splash' is a TPU's kernel,
   # 'cudnn' an NVIDIA GPU's (bfloat16 only). 'auto' takes one by platform and length; a name that
   # cannot run is an error. What was taken is in summary.json.
   c.attention = 'auto'

@@ -254,14 +254,14 @@ def test_a_trace_knows_its_mesh_and_what_is_split_already():
 
 
 @pytest.mark.parametrize(('platform', 'length', 'width', 'dtype', 'taken'), [
-  ('cpu', 64, 64, 'float32', 'plain'), ('cpu', 2047, 64, 'bfloat16', 'plain'),
-  ('cpu', 2048, 64, 'float32', 'chunked'),
+  ('cpu', 64, 64, 'float32', 'plain'), ('cpu', 4095, 64, 'bfloat16', 'plain'),
+  ('cpu', 4096, 64, 'float32', 'chunked'),
   ('tpu', 511, 64, 'bfloat16', 'plain'), ('tpu', 512, 64, 'bfloat16', 'splash'),
   ('tpu', 4000, 80, 'float32', 'splash'),
   ('cuda', 64, 64, 'bfloat16', 'cudnn'), ('cuda', 4001, 128, 'bfloat16', 'cudnn'),
-  ('cuda', 64, 64, 'float32', 'plain'), ('cuda', 2048, 64, 'float32', 'chunked'),
-  ('cuda', 64, 60, 'bfloat16', 'plain'), ('cuda', 4000, 256, 'bfloat16', 'chunked'),
-  ('rocm', 64, 64, 'bfloat16', 'plain'), ('rocm', 2048, 64, 'bfloat16', 'chunked')])
+  ('cuda', 64, 64, 'float32', 'plain'), ('cuda', 4096, 64, 'float32', 'chunked'),
+  ('cuda', 64, 60, 'bfloat16', 'plain'), ('cuda', 5000, 256, 'bfloat16', 'chunked'),
+  ('rocm', 64, 64, 'bfloat16', 'plain'), ('rocm', 4096, 64, 'bfloat16', 'chunked')])
 def test_auto_takes_a_backend_by_platform_and_shape(platform, length, width, dtype, taken):
   shape = (4, length, HEADS, width)
   assert attention.choose('auto', shape, dtype, platform) == taken

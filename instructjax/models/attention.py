@@ -142,7 +142,7 @@ def _attend_chunk(number: int, query, keys, values, groups, branches):
 
 
 # From this many tokens in a row on 'auto' takes the chunked backend: measured on a CPU.
-LONG_ROW = 2048
+LONG_ROW = 4096
 # And on a TPU splash: chosen without one to measure on.
 SPLASH_ROW = 512
 # Head widths that cuDNN takes: multiples of 8 up to the second, on a Hopper GPU the third.
