@@ -62,6 +62,30 @@ def function_scores(part: FunctionReward, rows, samples, decode: Callable) -> np
   return out
 
 
+def _make_layout(
+  settings: ppo.PPOSettings, response_tokens: int, mesh: Mesh, row_length: int | None
+) -> Callable:
+  """(prompts, samples, lengths) -> the splits' episodes in rows; see `make_collect`."""
+  split = sharding.batch_sharding(mesh, 1)
+  by_maximum = jax.jit(
+    lambda *given: ppo.lay_out_whole(settings, *given), out_shardings=split)
+  by_length = jax.jit(lambda *given: ppo.fill_places(settings, *given), out_shardings=split)
+
+  def packed(prompts, samples, lengths):
+    of_prompts, of_responses, items = (
+      ppo.split_episodes(x, settings.minibatches, settings.microbatches)
+      for x in jax.device_get(lengths))
+    places, gather = sharding.put_batch(mesh, episodes.episode_places(
+      of_prompts, of_responses, items, prompt_tokens=prompts.tokens.shape[1],
+      response_tokens=response_tokens, row_length=row_length,
+      rows_multiple=sharding.batch_shards(mesh)), axis=1)
+    return by_length(places, prompts, samples), gather
+
+  if row_length is not None:
+    return packed
+  return lambda prompts, samples, lengths: by_maximum(prompts, samples)
+
+
 def make_collect(
   settings: ppo.PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
   sampling: Sampling, parts: tuple, decode: Callable, mesh: Mesh,
@@ -100,22 +124,7 @@ def make_collect(
     return samples, lengths
 
   sample = jax.jit(sharding.on_mesh(mesh, generate), out_shardings=(whole, replicated))
-  by_length = jax.jit(
-    lambda *given: ppo.fill_places(settings, *given), out_shardings=split)
-  by_maximum = jax.jit(
-    lambda *given: ppo.lay_out_whole(settings, *given), out_shardings=split)
-
-  def lay_out(prompts, samples, lengths):
-    if row_length is None:
-      return by_maximum(prompts, samples)
-    of_prompts, of_responses, items = (
-      ppo.split_episodes(x, settings.minibatches, settings.microbatches)
-      for x in jax.device_get(lengths))
-    places, gather = sharding.put_batch(mesh, episodes.episode_places(
-      of_prompts, of_responses, items, prompt_tokens=prompts.tokens.shape[1],
-      response_tokens=sampling.max_tokens, row_length=row_length,
-      rows_multiple=sharding.batch_shards(mesh)), axis=1)
-    return by_length(places, prompts, samples), gather
+  lay_out = _make_layout(settings, sampling.max_tokens, mesh, row_length)
 
   def model_part(part: ModelReward):
     def score(params, rows, gather):
