@@ -1,5 +1,6 @@
 """Readers: every bad row is listed with file, line and reason, and every good one is kept."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -182,6 +183,48 @@ def test_chosen_and_rejected_make_a_ranking(tmp_path):
   rows, rejected = read(tmp_path, json.dumps(pair | {'rejected': 1}).encode(),
                         reader=sources.read_rankings)
   assert not rows and places(rejected) == [(1, 'ranking holds an index twice')]
+
+
+ORIGIN = {'user': 'u1', 'organisation': 'o1', 'category': 'chat', 'provenance': 'customer',
+          'consent': True}
+LABEL = {'labeler': 'l1', 'rubric': 'v2', 'weight': 0.5}
+
+
+@pytest.mark.parametrize('convert, row', [
+  (records.demonstration_from_row, {'prompt': 'p', 'response': 'r', **ORIGIN}),
+  (records.prompt_from_row, {'prompt': 'p', **ORIGIN}),
+  (records.document_from_row, {'text': 't', 'title': 'b'}),
+  (records.ranking_from_row,
+   {'prompt': 'p', 'responses': ('a', 'b'), 'ranking': ((1,), (0,)), 'margin': 0.25, **ORIGIN,
+    **LABEL}),
+  (records.unpaired_from_row,
+   {'prompt': 'p', 'response': 'r', 'label': False, **ORIGIN, **LABEL}),
+  (records.safety_label_from_row,
+   {'prompt': 'p', 'response': 'r', 'safe': False, 'prompt_safe': True, **ORIGIN, **LABEL}),
+])
+def test_every_field_of_a_record_can_be_given_in_a_row(convert, row):
+  row = {'id': 'i1', 'source': 's1', **row}
+  assert dataclasses.asdict(convert(row, 'default', 'default')) == row
+
+
+@pytest.mark.parametrize('convert, row, reason', [
+  (records.unpaired_from_row, {'label': None}, 'field label is missing'),
+  (records.unpaired_from_row, {'label': 1}, 'field label is not true or false'),
+  (records.unpaired_from_row, {'label': True, 'response': ''}, 'field response is empty'),
+  (records.safety_label_from_row, {}, 'neither safe nor prompt_safe is given'),
+  (records.safety_label_from_row, {'safe': 'no'}, 'field safe is not true or false'),
+  (records.safety_label_from_row, {'safe': True, 'response': None},
+   'safe is given but there is no response'),
+  (records.demonstration_from_row, {'consent': 'yes'}, 'field consent is not true or false'),
+])
+def test_bad_single_labels(convert, row, reason):
+  with pytest.raises(ValueError, match=reason):
+    convert({'prompt': 'p', 'response': 'r'} | row, 'i', 's')
+
+
+def test_a_judged_prompt_needs_no_response():
+  made = records.safety_label_from_row({'prompt': 'p', 'prompt_safe': False}, 'i', 's')
+  assert (made.response, made.safe, made.prompt_safe) == (None, None, False)
 
 
 def test_rejected_file_lists_everything(tmp_path):

@@ -169,13 +169,12 @@ def normalised_prompt(prompt: str) -> str:
   return ' '.join(unicodedata.normalize('NFKC', prompt).casefold().split())
 
 
-def split_key(row: records.Demonstration | records.Ranking | records.Prompt) -> str:
+def split_key(row: records.Prompted) -> str:
   """What keeps rows together in `split_by_hash`: the user, or else the normalised prompt."""
-  user = row.user if isinstance(row, (records.Demonstration, records.Prompt)) else None
-  return prompt_key(row) if user is None else f'user {user}'
+  return prompt_key(row) if row.user is None else f'user {row.user}'
 
 
-def prompt_key(row: records.Demonstration | records.Ranking | records.Prompt) -> str:
+def prompt_key(row: records.Prompted) -> str:
   """The normalised prompt: one prompt is then never in two splits, in any of several files."""
   return f'prompt {normalised_prompt(row.prompt)}'
 
