@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax.data import records, sources
+from instructjax.data import formats, records, sources
 
 GOOD = {'id': 'd1', 'prompt': 'p', 'response': 'r'}
 RANKING = {'prompt': 'p', 'responses': ['a', 'b', 'c'], 'ranking': [[2], [0, 1]]}
@@ -99,7 +99,7 @@ def test_empty_or_unpacked_file_named_gz(tmp_path):
 
 
 def test_a_line_beyond_the_limit_is_passed_over(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, 'MAX_LINE_BYTES', 1000)
+  monkeypatch.setattr(formats, 'MAX_LINE_BYTES', 1000)
   content = line() + b'\n' + line(prompt='x' * 5000) + b'\n' + line(id='d3')
   rows, rejected = read(tmp_path, content)
   assert [r.id for r in rows] == ['d1', 'd3'] and places(rejected) == [(2, 'line is too long')]

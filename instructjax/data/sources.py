@@ -1,167 +1,256 @@
-"""Readers of .jsonl and .jsonl.gz files, and the list of what was set aside.
+"""Where rows come from: files, Hugging Face directories, TFDS data sets, by one interface.
 
 A bad row never ends a file and never vanishes: it is counted by reason and listed with file and
-line. Bytes are split at LF before they are decoded, so one line that is not UTF-8 is one bad row.
+line. `open_rows` gives the raw rows of anything, `read_records` finished records:
+
+  source = Source.from_config({'path': 'hh/*.jsonl.gz', 'kind': 'rankings', 'form': 'hh',
+                               'constants': {'consent': True, 'provenance': 'customer'}})
+  rejected = Rejected()
+  for record in read_records([source], rejected): ...
+  print(rejected.counts(), rejected.notes)
 """
 
-import collections
 import dataclasses
-import gzip
+import glob
 import hashlib
-import json
 import pathlib
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from instructjax.data import records
+from instructjax.data import formats, installed, records, tables
+from instructjax.data.field_map import FieldMap
+from instructjax.data.formats import Format
+from instructjax.data.forms import FROM_ROW, Record, to_record
+from instructjax.data.rejected import BadRow, Path, Rejected
 
 Row = TypeVar('Row')
-Path = str | pathlib.Path
 
-_BOM = b'\xef\xbb\xbf'
-# A row beyond this is a broken file (a lost line end), and would be held in memory whole.
-MAX_LINE_BYTES = 64 * 2**20
+FORMATS: dict[str, Format] = {
+  'jsonl': formats.JSONL, 'csv': formats.CSV, 'tsv': formats.TSV, 'parquet': tables.PARQUET,
+  'huggingface': tables.ARROW, 'tfds': installed.TFDS,
+}
+_SUFFIXES = {'.jsonl': 'jsonl', '.ndjson': 'jsonl', '.json': 'jsonl', '.csv': 'csv', '.tsv': 'tsv',
+             '.parquet': 'parquet'}
 
 
 @dataclasses.dataclass(frozen=True)
-class RejectedRow:
-  """One thing set aside: where it stood and why. `line` counts from 1; 0 = the file as a whole."""
+class Source:
+  """Rows that lie in one place, and how they become records. Plain config data.
 
-  file: str
-  line: int
-  reason: str
-  detail: str
+  Attributes:
+    path: a file, a pattern such as `data/*.jsonl.gz`, a directory of files, a directory that
+      Hugging Face `datasets` saved, the directory of a TFDS data set or `tfds:NAME`.
+    kind: of record: demonstrations, rankings, prompts, pretrain, unpaired, safety.
+    form: of the rows, a key of `forms.FORMS`.
+    split: of a TFDS data set or a Hugging Face dictionary that has several.
+    format: a key of FORMATS; empty = by name and content of the path.
+    fields, templates, constants: see `field_map`.
+  """
 
+  path: str
+  kind: str
+  form: str = 'plain'
+  split: str = ''
+  format: str = ''
+  fields: Mapping[str, str | Sequence[str]] = dataclasses.field(default_factory=dict)
+  templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-class Rejected:
-  """Collects what is set aside, by reason; `write` puts it into rejected.jsonl."""
+  @classmethod
+  def from_config(cls, config: Mapping[str, Any]) -> 'Source':
+    """A source from a mapping; ValueError where it has an unknown key or lacks path or kind."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in config:
+      if key not in known:
+        raise ValueError(f'source: unknown key {key!r}; known are {", ".join(known)}')
+    for key in ('path', 'kind'):
+      if not config.get(key):
+        raise ValueError(f'source: {key} is missing')
+    return cls(**config)
 
-  def __init__(self):
-    self.rows: list[RejectedRow] = []
-    self._seen: set[RejectedRow] = set()
-    # Legal but worth telling, such as rankings without any preference.
-    self.notes: collections.Counter[str] = collections.Counter()
+  @property
+  def reader(self) -> Format:
+    """The format, named or found by the path."""
+    if self.format:
+      if self.format not in FORMATS:
+        raise ValueError(f'format {self.format!r} is not one of {", ".join(FORMATS)}')
+      return FORMATS[self.format]
+    return FORMATS[_find_format(self.path)]
 
-  def add(self, file: Path, line: int, reason: str, detail: str = '') -> None:
-    """Sets one row aside. `reason` is a short constant text; particulars go into `detail`."""
-    row = RejectedRow(str(file), line, reason, detail)
-    # Stages read the same rows again; a row is set aside once.
-    if row not in self._seen:
-      self._seen.add(row)
-      self.rows.append(row)
+  @property
+  def name(self) -> str:
+    """Short name of the place: the default source and the first part of default ids."""
+    if self.path.startswith(installed.PREFIX):
+      return self.path.removeprefix(installed.PREFIX).replace('/', '-').replace(':', '-')
+    name = pathlib.Path(self.path).name.removesuffix('.gz')
+    suffix = pathlib.Path(name).suffix
+    return name.removesuffix(suffix) if suffix in _SUFFIXES else name
 
-  def counts(self) -> dict[str, int]:
-    """Rows set aside for each reason, most frequent first."""
-    return dict(collections.Counter(r.reason for r in self.rows).most_common())
-
-  def write(self, path: Path) -> None:
-    """Writes one JSON object for each row set aside."""
-    with open(path, 'w', encoding='utf-8', newline='\n') as f:
-      for row in self.rows:
-        # ASCII, since a detail may hold what UTF-8 cannot.
-        f.write(json.dumps(dataclasses.asdict(row)) + '\n')
-
-
-def _lines(path: Path, rejected: Rejected) -> Iterator[tuple[int, bytes]]:
-  """Numbered lines of a plain or gzip file, without line ends; a fault in it is reported."""
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise ValueError(f'{path} is not a file: give the path of a .jsonl or .jsonl.gz file')
-  number = 0
-  with open(path, 'rb') as raw:
-    packed = raw.read(2) == b'\x1f\x8b'
-    raw.seek(0)
-    if path.suffix == '.gz' and not packed:
-      rejected.add(path, 0, 'file is named .gz but is not gzip')
-      return
-    file = gzip.GzipFile(fileobj=raw) if packed else raw
-    while True:
-      try:
-        line = file.readline(MAX_LINE_BYTES + 1)
-      except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        rejected.add(path, number + 1, 'file is damaged from here', str(error))
-        return
-      if not line:
-        return
-      number += 1
-      if len(line) > MAX_LINE_BYTES:
-        rejected.add(path, number, 'line is too long', f'more than {MAX_LINE_BYTES} bytes')
-        if not _skip_line(file, path, number, rejected):
-          return
-        continue
-      yield number, (line.removeprefix(_BOM) if number == 1 else line).rstrip(b'\r\n')
+  def converter(self) -> Callable[[Mapping[str, Any], str, str], Record]:
+    """(raw row, default id, default source) -> record; see `forms.to_record`."""
+    return to_record(self.kind, self.form, FieldMap(self.fields, self.templates, self.constants))
 
 
-def _skip_line(file, path: Path, number: int, rejected: Rejected) -> bool:
-  """Reads to the next line end; False where the file is damaged before it."""
-  try:
-    while (rest := file.readline(2**20)) and not rest.endswith(b'\n'):
-      pass
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    rejected.add(path, number, 'file is damaged from here', str(error))
-    return False
-  return True
+def _find_format(path: str) -> str:
+  """The format of one place by its name and content; ValueError where it shows none."""
+  place = pathlib.Path(path)
+  if path.startswith(installed.PREFIX) or (place / 'features.json').is_file():
+    return 'tfds'
+  if (place / 'state.json').is_file() or (place / 'dataset_dict.json').is_file():
+    return 'huggingface'
+  suffix = pathlib.Path(path.removesuffix('.gz')).suffix
+  if suffix not in _SUFFIXES:
+    raise ValueError(f'{path}: no format is known by this name: use one of '
+                     f'{", ".join(_SUFFIXES)}, or give the format, one of {", ".join(FORMATS)}')
+  return _SUFFIXES[suffix]
 
 
-def read_objects(path: Path, rejected: Rejected) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Numbered JSON objects of a file; blank lines are passed over."""
-  for number, line in _lines(path, rejected):
-    if not line.strip():
-      continue
-    try:
-      text = line.decode('utf-8')
-    except UnicodeDecodeError as error:
-      rejected.add(path, number, 'line is not UTF-8', str(error)[:200])
-      continue
-    try:
-      row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-      rejected.add(path, number, 'line is not JSON', str(error)[:200])
-      continue
-    if not isinstance(row, dict):
-      rejected.add(path, number, 'line is not a JSON object', type(row).__name__)
-      continue
-    yield number, row
+def expand(source: Source) -> list[Source]:
+  """One source for each place: a pattern or a directory of files becomes its files, sorted."""
+  path = pathlib.Path(source.path)
+  if source.path.startswith(installed.PREFIX) or path.is_file():
+    return [source]
+  if path.is_dir():
+    if source.format in ('tfds', 'huggingface'):
+      return [source]
+    if not source.format and any((path / name).is_file() for name in (
+        'features.json', 'state.json', 'dataset_dict.json')):
+      return [source]
+    files = [p for p in sorted(path.iterdir()) if p.is_file() and
+             pathlib.Path(p.name.removesuffix('.gz')).suffix in _SUFFIXES]
+  else:
+    files = sorted(map(pathlib.Path, glob.glob(source.path, recursive=True)))
+  if not files:
+    raise ValueError(f'no data file at {source.path}: it names no file, and no directory or '
+                     f'pattern with files that end in {", ".join(_SUFFIXES)} (or .gz after that)')
+  return [dataclasses.replace(source, path=str(file)) for file in files]
 
 
-def _read(
-  paths: Path | Sequence[Path], rejected: Rejected,
-  convert: Callable[[Mapping[str, Any], str, str], Row],
+def open_rows(source: Source | Path, rejected: Rejected) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Numbered raw rows of one place (one of `expand(source)`), streamed.
+
+  Args:
+    source: or only its path.
+    rejected: where rows that cannot be read are set aside.
+
+  Yields:
+    (number, row): the number counts from 1, the line for text files; bad rows leave gaps.
+
+  Raises:
+    ValueError: nothing is there, or it is in a format or split that cannot be read.
+
+  To parse in other processes, take `format = source.reader`, let one process run
+  `format.raw(source.path, source.split, rejected)` and others `format.parse(raw)`, then the
+  `source.converter()`; both raise ValueError with a reason for a row to set aside.
+  """
+  if not isinstance(source, Source):
+    source = Source(str(source), kind='')
+  yield from formats.parse_rows(source.reader, source.path, source.split, rejected)
+
+
+def check_fields(source: Source) -> None:
+  """ValueError where a source's map cannot be right, before it is read.
+
+  Names an unknown kind, form, target, or field that the source does not have. The fields of JSONL
+  are those of its first rows (`formats.PEEKED_ROWS`).
+  """
+  source.converter()
+  field_map = FieldMap(source.fields, source.templates, source.constants)
+  if field_map.source_fields():
+    columns = source.reader.columns(source.path, source.split)
+    if columns is not None:
+      field_map.check_fields(columns, source.path)
+
+
+class Seen(Protocol):
+  """Which ids there were: a set, or an index on disk."""
+
+  def __contains__(self, id: str) -> bool: ...
+
+  def add(self, id: str) -> None: ...
+
+
+def unique_id(id: str, place: str, seen: Seen, rejected: Rejected) -> str:
+  """`id`, or where an earlier row has it already, one made of it and this row's place; noted."""
+  if id in seen:
+    rejected.notes['ids that an earlier row has too (their place was added)'] += 1
+    id = base = f'{id}@{place}'
+    count = 1
+    while id in seen:
+      count += 1
+      id = f'{base}-{count}'
+  seen.add(id)
+  return id
+
+
+def read_records(
+  sources: Sequence[Source], rejected: Rejected, seen: Seen | None = None
+) -> Iterator[Record]:
+  """Records of all sources, in order, with ids that no two share; every map is checked first.
+
+  Args:
+    sources: patterns and directories are expanded.
+    rejected: where rows that cannot be used are set aside.
+    seen: ids so far; None starts a set in memory.
+  """
+  parts = [part for source in sources for part in expand(source)]
+  for part in parts:
+    check_fields(part)
+  seen = set() if seen is None else seen
+  for part in parts:
+    yield from _convert_rows(open_rows(part, rejected), part.converter(), part.path, part.name,
+                             seen, rejected)
+
+
+def _convert_rows(
+  rows: Iterable[tuple[int, Mapping[str, Any]]],
+  convert: Callable[[Mapping[str, Any], str, str], Row], path: Path, name: str, seen: Seen,
+  rejected: Rejected,
 ) -> Iterator[Row]:
+  for number, row in rows:
+    place = f'{name}-{number:06d}'
+    try:
+      record = convert(row, place, name)
+    except ValueError as error:
+      detail = error.detail if isinstance(error, BadRow) and error.detail else row.get('id')
+      rejected.add(path, number, str(error), str(detail)[:100])
+      continue
+    if isinstance(record, records.Ranking) and record.all_tied:
+      rejected.notes['rankings where all are tied (kept)'] += 1
+    id = unique_id(record.id, place, seen, rejected)
+    yield record if id == record.id else dataclasses.replace(record, id=id)
+
+
+def _read(kind: str, paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[Any]:
+  """Files in the form of the records themselves, field for field and without casts."""
+  seen: set[str] = set()
   for path in [paths] if isinstance(paths, (str, pathlib.Path)) else paths:
-    stem = pathlib.Path(path).name.removesuffix('.gz').removesuffix('.jsonl')
-    for number, row in read_objects(path, rejected):
-      try:
-        yield convert(row, f'{stem}-{number:06d}', stem)
-      except ValueError as error:
-        rejected.add(path, number, str(error), str(row.get('id'))[:100])
+    rows = formats.parse_rows(formats.JSONL, path, '', rejected)
+    yield from _convert_rows(rows, FROM_ROW[kind], path, Source(str(path), kind).name, seen,
+                             rejected)
 
 
 def read_demonstrations(
   paths: Path | Sequence[Path], rejected: Rejected
 ) -> Iterator[records.Demonstration]:
   """Demonstrations of one or more files, in order; bad rows go to `rejected`."""
-  yield from _read(paths, rejected, records.demonstration_from_row)
+  yield from _read('demonstrations', paths, rejected)
 
 
 def read_rankings(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[records.Ranking]:
   """Rankings and comparisons of one or more files; ties of all are kept and noted."""
-  for row in _read(paths, rejected, records.ranking_from_row):
-    if row.all_tied:
-      rejected.notes['rankings where all are tied (kept)'] += 1
-    yield row
+  yield from _read('rankings', paths, rejected)
 
 
 def read_prompts(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[records.Prompt]:
   """Prompts of one or more files."""
-  yield from _read(paths, rejected, records.prompt_from_row)
+  yield from _read('prompts', paths, rejected)
 
 
 def read_documents(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[records.Document]:
   """Pretraining documents of one or more files."""
-  yield from _read(paths, rejected, records.document_from_row)
+  yield from _read('pretrain', paths, rejected)
 
 
 def normalised_prompt(prompt: str) -> str:

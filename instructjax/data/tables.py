@@ -1,0 +1,155 @@
+"""Arrow tables to numbered raw rows: Parquet files, Hugging Face `datasets` directories (floor 3).
+
+A directory that `datasets` wrote with `save_to_disk` is Arrow streams beside JSON files, so it is
+read without that library. Rows are counted from 1 in the order of the file. Bytes are taken for
+UTF-8 text; dates become text.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import ipc, parquet
+
+from instructjax.data.formats import Format, as_is, refuse_split
+from instructjax.data.rejected import Rejected
+
+# Rows turned into Python objects at a time.
+_BATCH_ROWS = 256
+_BUFFER_BYTES = 2**20
+_DAMAGE = (pa.ArrowException, OSError)
+_UNREADABLE = (*_DAMAGE, ValueError, OverflowError)
+
+Numbered = Iterator[tuple[int, dict[str, Any]]]
+
+
+def _numbered(
+  batches: Iterator[pa.RecordBatch], path: str, first: int, rejected: Rejected
+) -> Numbered:
+  """Rows of batches, counted from `first`; a row that cannot be read is set aside."""
+  for batch in batches:
+    for start in range(0, batch.num_rows, _BATCH_ROWS):
+      part = batch.slice(start, _BATCH_ROWS)
+      try:
+        rows = _python_rows(part)
+      except _UNREADABLE:
+        rows = [_python_row(part.slice(i, 1)) for i in range(part.num_rows)]
+      for i, row in enumerate(rows, first):
+        if isinstance(row, str):
+          rejected.add(path, i, 'row cannot be read', row)
+        else:
+          yield i, row
+      first += part.num_rows
+
+
+def _python_row(batch: pa.RecordBatch) -> dict[str, Any] | str:
+  """The only row of a batch, or why it cannot be read."""
+  try:
+    return _python_rows(batch)[0]
+  except _UNREADABLE as error:
+    return str(error)[:200]
+
+
+def _python_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+  batch.validate(full=True)  # damaged offsets would read foreign memory
+  for i, field in enumerate(batch.schema):
+    if pa.types.is_temporal(field.type):  # nanoseconds would need pandas
+      batch = batch.set_column(i, field.name, batch.column(i).cast(pa.string()))
+  return [_text(row) for row in batch.to_pylist()]
+
+
+def _text(value: Any) -> Any:
+  if isinstance(value, bytes):
+    return value.decode('utf-8')
+  if isinstance(value, list):
+    return [_text(v) for v in value]
+  if isinstance(value, dict):
+    return {k: _text(v) for k, v in value.items()}
+  return value
+
+
+def _is_file(path: str) -> None:
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f'{path} is not a file: give the path of a data file')
+
+
+def _parquet_file(path: str) -> parquet.ParquetFile:
+  return parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+def _parquet_rows(path: str, split: str, rejected: Rejected) -> Numbered:
+  refuse_split(path, split)
+  _is_file(path)
+  try:
+    file = _parquet_file(path)
+  except _DAMAGE as error:
+    rejected.add(path, 0, 'file is not Parquet or is damaged', str(error)[:200])
+    return
+  first = 1
+  with file:
+    for group in range(file.num_row_groups):
+      count = file.metadata.row_group(group).num_rows
+      batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False)
+      number = first - 1
+      try:
+        for number, row in _numbered(batches, path, first, rejected):
+          yield number, row
+      except _DAMAGE as error:  # row groups stand alone: the next one is read
+        rejected.add(path, number + 1, 'rows are damaged from here',
+                     f'to row {first + count - 1}: {str(error)[:200]}')
+      first += count
+
+
+def _parquet_columns(path: str, split: str) -> list[str] | None:
+  refuse_split(path, split)
+  _is_file(path)
+  try:
+    with _parquet_file(path) as file:
+      return file.schema_arrow.names
+  except _DAMAGE:
+    return None
+
+
+def _arrow_files(path: str, split: str) -> list[pathlib.Path]:
+  """The Arrow streams of a saved data set, or of one split of a saved dictionary of them."""
+  root = pathlib.Path(path)
+  if (root / 'dataset_dict.json').is_file():
+    splits = json.loads((root / 'dataset_dict.json').read_text(encoding='utf-8'))['splits']
+    if not split and len(splits) == 1:
+      split = splits[0]
+    if split not in splits:
+      raise ValueError(f'{path} has the splits {", ".join(splits)}, not {split!r}: name one')
+    root /= split
+  else:
+    refuse_split(path, split)
+  if not (root / 'state.json').is_file():
+    raise ValueError(f'{root} holds no state.json: it was not written by save_to_disk, or in part')
+  state = json.loads((root / 'state.json').read_text(encoding='utf-8'))
+  return [root / file['filename'] for file in state['_data_files']]
+
+
+def _arrow_rows(path: str, split: str, rejected: Rejected) -> Numbered:
+  number = 0  # counted over all parts
+  for file in _arrow_files(path, split):
+    try:
+      with pa.OSFile(str(file)) as raw, ipc.open_stream(raw) as stream:
+        for number, row in _numbered(stream, path, number + 1, rejected):  # noqa: B020
+          yield number, row
+    except _DAMAGE as error:
+      rejected.add(path, number + 1, 'rows are damaged from here', f'{file.name}: {error}'[:200])
+
+
+def _arrow_columns(path: str, split: str) -> list[str] | None:
+  for file in _arrow_files(path, split):
+    try:
+      with pa.OSFile(str(file)) as raw, ipc.open_stream(raw) as stream:
+        return stream.schema.names
+    except _DAMAGE:
+      continue
+  return None
+
+
+PARQUET = Format(_parquet_rows, as_is, _parquet_columns)
+ARROW = Format(_arrow_rows, as_is, _arrow_columns)
