@@ -33,6 +33,10 @@ def model(size: str, *, context: int) -> ConfigDict:
   c.attention = 'auto'
   # What the backward pass keeps of a layer: 'none' keeps all, 'dots' matmuls, 'full' recomputes.
   c.remat = 'none'
+  # MiB of a device's float32 logits that the head keeps for the backward pass, and as much again
+  # for their gradient; where there are more it runs in chunks of a quarter of this and computes
+  # them twice, a third more work of the head's. 4096 suits an accelerator with 80 GB.
+  c.logits_mib = 256
   # The vocabulary is padded to a multiple of this; 128 x the tensor axis suits an accelerator.
   c.vocab_multiple = 8
   return c

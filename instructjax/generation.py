@@ -44,18 +44,25 @@ def _prefill(config: ModelConfig, params: dict, prompts: Prompts):
   return last, caches
 
 
-def _decode_block(config, block, x, cache, column, mask):
-  """One layer for one new token a row; returns the layer's output and its updated cache."""
-  def attend(q, k, v):
-    keys = jax.lax.dynamic_update_slice_in_dim(cache[0], k, column, axis=1)
-    values = jax.lax.dynamic_update_slice_in_dim(cache[1], v, column, axis=1)
-    return attention.attend_one(q, keys, values, mask), (keys, values)
+def _for_steps(config: ModelConfig, params: dict) -> tuple[dict, dict]:
+  """(parameters with the layers' products in the compute dtype, the same table for the logits).
 
-  return transformer.run_block(config, block, x, attend)
+  A decode step reads every parameter once and does little with it: what is converted once before
+  the loop costs half the reading. The norms compute in float32 and stay as they are, and so does
+  the table that tokens are looked up in.
+  """
+  dtype = jnp.dtype(config.compute_dtype)
+  blocks = {name: part if name.endswith('_norm') else jax.tree.map(
+    lambda x: x.astype(dtype), part) for name, part in params['blocks'].items()}
+  return {**params, 'blocks': blocks}, {'token': params['token'].astype(dtype)}
 
 
 class _Unrolled:
-  """The decode step layer by layer, each with a cache of its own: pairs of [B, S, H, C]."""
+  """The decode step layer by layer, each with a cache of its own: pairs of [B, S, H, C].
+
+  `decode` writes the new token's key and value at `column` of the caches and attends to their first
+  columns under `mask`, as many as it has.
+  """
 
   def __init__(self, config: ModelConfig, params: dict):
     self._config = config
@@ -80,7 +87,14 @@ class _Unrolled:
   def decode(self, x, caches, column, mask):
     updated = []
     for block, cache in zip(self._blocks, caches):
-      x, cache = _decode_block(self._config, block, x, cache, column, mask)
+      def attend(q, k, v, cache=cache):
+        keys, values = cache = tuple(
+          jax.lax.dynamic_update_slice_in_dim(c, new, column, axis=1)
+          for c, new in zip(cache, (k, v)))
+        window = mask.shape[1]
+        return attention.attend_one(q, keys[:, :window], values[:, :window], mask), cache
+
+      x, cache = transformer.run_block(self._config, block, x, attend)
       updated.append(cache)
     return x, updated
 
@@ -106,11 +120,19 @@ class _Scanned:
     def layer(carry, scanned):
       x, caches = carry
       block, i = scanned
-      cache = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), caches)
-      x, cache = _decode_block(self._config, block, x, cache, column, mask)
-      caches = jax.tree.map(
-        lambda a, c: jax.lax.dynamic_update_index_in_dim(a, c, i, 0), caches, cache)
-      return (x, caches), None
+
+      # Written and read in place: a layer's whole cache taken out of the stack and put back would
+      # be copied twice.
+      def attend(q, k, v):
+        written = tuple(
+          jax.lax.dynamic_update_slice(c, new[None], (i, 0, column, 0, 0))
+          for c, new in zip(caches, (k, v)))
+        keys, values = (
+          jax.lax.dynamic_slice(c, (i, 0, 0, 0, 0), (1, *mask.shape, *c.shape[3:]))[0]
+          for c in written)
+        return attention.attend_one(q, keys, values, mask), written
+
+      return transformer.run_block(self._config, block, x, attend), None
 
     (x, caches), _ = jax.lax.scan(
       layer, (x, caches), (self._blocks, jnp.arange(self._config.layers)))
@@ -148,6 +170,9 @@ class _Queue(NamedTuple):
   ages: Array       # [Q] int32
 
 
+# Where all responses start together, the loop comes in up to so many parts of at least so many
+# tokens, each of which reads the columns of the cache that are written by its end.
+_MOST_WINDOWS, _WINDOW = 4, 128
 # Once no response waits, the loop goes on with half the slots as often as half of them are free, so
 # many times, down to so many slots.
 _HALVINGS, _FEWEST_SLOTS = 4, 4
@@ -157,9 +182,10 @@ class _Generator:
   """The loop over one device's share of the prompts; `generate` says what the arguments are."""
 
   def __init__(self, config, params, prompts, key, sampling, samples, slots, unroll):
-    self.config, self.params, self.sampling = config, params, sampling
+    self.config, self.sampling = config, sampling
+    self.params, self.table = _for_steps(config, params)
     self.prompts, self.samples, self.key = prompts, samples, key
-    self.stack = (_Unrolled if unroll else _Scanned)(config, params)
+    self.stack = (_Unrolled if unroll else _Scanned)(config, self.params)
     n, self.p = prompts.tokens.shape
     self.total = n * samples
     # Prompts of a prefill: as many as fill all slots.
@@ -200,11 +226,11 @@ class _Generator:
       tokens=jnp.zeros((self.total, r), jnp.int32),
       logprobs=jnp.zeros((self.total, r), jnp.float32), ages=jnp.zeros(self.total, jnp.int32))
 
-  def advance(self, s: _Slots) -> _Slots:
-    """One token for every slot that is alive."""
+  def advance(self, s: _Slots, window: int | None = None) -> _Slots:
+    """One token for every slot that is alive; `window`: columns that may hold something, or all."""
     config, r = self.config, self.sampling.max_tokens
     keys = jax.vmap(jax.random.fold_in)(s.keys, s.age)
-    logits = transformer.logits(config, self.params, s.hidden)
+    logits = transformer.logits(config, self.table, s.hidden)
     if self.refills:
       # The data shards leave the loop at different times. Drawing from a split vocabulary would
       # have all devices exchange pieces at once, and those still in the loop wait for ever.
@@ -219,7 +245,7 @@ class _Generator:
       jnp.arange(self.p)[None] < s.length[:, None], recent[None] <= s.age[:, None]], axis=1)
     position = jnp.minimum(s.length + s.age, config.context - 1)
     x = transformer.embed(config, self.params, token[:, None], position[:, None])
-    x, caches = self.stack.decode(x, s.caches, self.p + column, seen)
+    x, caches = self.stack.decode(x, s.caches, self.p + column, seen[:, :window])
     return s._replace(
       step=s.step + 1, hidden=transformer.final_norm(config, self.params, x)[:, 0], caches=caches,
       age=s.age + s.alive, alive=s.alive & ~ended, tokens=jnp.where(here, token[:, None], s.tokens),
@@ -265,9 +291,8 @@ class _Generator:
   def _sizes(self) -> list[int]:
     """Slots of each part of the loop."""
     sizes = [self.slots]
-    if self.refills:
-      while len(sizes) <= _HALVINGS and sizes[-1] // 2 >= _FEWEST_SLOTS:
-        sizes.append(sizes[-1] // 2)
+    while len(sizes) <= _HALVINGS and sizes[-1] // 2 >= _FEWEST_SLOTS:
+      sizes.append(sizes[-1] // 2)
     return sizes
 
   def halve(self, s: _Slots, q: _Queue, size: int) -> tuple[_Slots, _Queue]:
@@ -280,20 +305,41 @@ class _Generator:
 
   def run(self) -> tuple[Samples, Array]:
     """(responses in the order of the prompts, decode steps times the slots that took them)."""
+    s, q = self.start()
+    s, q, spent = self._refilled(s, q) if self.refills else self._at_once(s)
+    done = s if q is None else self._store(s, q, jnp.arange(s.alive.shape[0]))
+    age = done.age if q is None else done.ages
+    mask: Bool[Array, 'Q R'] = jnp.arange(self.sampling.max_tokens)[None] < age[:, None]
+    tokens = jnp.where(mask, done.tokens, 0)
+    return Samples(
+      tokens=tokens, mask=mask, logprobs=jnp.where(mask, done.logprobs, 0.0),
+      ended=(mask & self.sampling.ends(tokens)).any(-1)), spent
+
+  def _at_once(self, s: _Slots) -> tuple[_Slots, None, Array]:
+    """Until the last response has ended, all of one age; the first steps read fewer columns."""
+    r = self.sampling.max_tokens
+    parts = max(1, min(_MOST_WINDOWS, r // _WINDOW))
+    for end in (-(-r * part // parts) for part in range(1, parts + 1)):
+      s = jax.lax.while_loop(
+        lambda s, end=end: s.alive.any() & (s.step < end),
+        lambda s, end=end: self.advance(s, self.p + end), s)
+    return s, None, s.step * self.slots
+
+  def _refilled(self, s: _Slots, q: _Queue) -> tuple[_Slots, _Queue, Array]:
+    """Until the queue is empty and the last response has ended."""
     def filled(both):
       return self.refill(self.advance(both[0]), both[1])
 
     def drained(both):
       return self.advance(both[0]), both[1]
 
-    s, q = self.start()
-    sizes, spent, body = self._sizes(), jnp.int32(0), filled if self.refills else drained
+    sizes, spent, body = self._sizes(), jnp.int32(0), filled
     for size, smaller in zip(sizes, [*sizes[1:], 0]):
       # After a refill a slot is free only if no response waits that could be in it, or for one
       # step.
       def going(both, smaller=smaller, waits=size == self.slots):
         s, q = both
-        waiting = q.next < self.total if waits and q is not None else False
+        waiting = q.next < self.total if waits else False
         return (s.alive.sum() > smaller) | waiting
 
       before = s.step
@@ -301,13 +347,7 @@ class _Generator:
       spent, body = spent + (s.step - before) * size, drained
       if smaller:
         s, q = self.halve(s, q, smaller)
-    done = s if q is None else self._store(s, q, jnp.arange(sizes[-1]))
-    age = done.age if q is None else done.ages
-    mask: Bool[Array, 'Q R'] = jnp.arange(self.sampling.max_tokens)[None] < age[:, None]
-    tokens = jnp.where(mask, done.tokens, 0)
-    return Samples(
-      tokens=tokens, mask=mask, logprobs=jnp.where(mask, done.logprobs, 0.0),
-      ended=(mask & self.sampling.ends(tokens)).any(-1)), spent
+    return s, q, spent
 
 
 def generate(

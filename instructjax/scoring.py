@@ -8,22 +8,17 @@ Letters: N rows, T tokens, M selected slots, n responses, R response tokens, V v
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from instructjax import sharding
 from instructjax.models import heads, transformer
 from instructjax.models.transformer import ModelConfig
 from instructjax.types import Gather, Prompts, Rows, Samples
-
-# Above this many logits the head runs in chunks that the backward pass recomputes, which costs a
-# quarter of the head's work; up to it the logits are kept (a quarter of a GiB, and as much again
-# for their gradient).
-FULL_LOGITS = 2**26
-# Logits in a chunk.
-CHUNK_LOGITS = 2**24
 
 
 class TokenScores(NamedTuple):
@@ -102,12 +97,14 @@ def _score_chunk(config: ModelConfig, params: dict, entropy: bool, hidden, targe
   return jax.tree.map(lambda x: x.reshape(targets.shape), flat)
 
 
-def _chunked(f, hidden, targets, vocab: int):
-  """f over all slots at once, or over chunks of them where that is more than FULL_LOGITS logits."""
+def _chunked(config: ModelConfig, f, hidden, targets):
+  """f over all slots at once, or over chunks of them where logits exceed `config.logits_mib`."""
   n, m = targets.shape
-  if n * m * vocab <= FULL_LOGITS:
+  bytes_a_slot = 4 * n * config.padded_vocab_size / math.prod(sharding.row_and_head_shards())
+  most = config.logits_mib * 2**20 / bytes_a_slot
+  if m <= most:
     return f(hidden, targets)
-  chunk = max(1, CHUNK_LOGITS // (n * vocab))
+  chunk = max(1, int(most / 4))
   chunks = -(-m // chunk)
   pad = chunks * chunk - m
   hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
@@ -130,8 +127,7 @@ def token_scores(
   hidden = take_slots(hidden, slot_parents(rows, select))
   targets = jnp.take_along_axis(rows.tokens, select, axis=1)
   return _chunked(
-    lambda h, y: _score_chunk(config, params, entropy, h, y), hidden, targets,
-    config.padded_vocab_size)
+    config, lambda h, y: _score_chunk(config, params, entropy, h, y), hidden, targets)
 
 
 def values(
@@ -176,7 +172,7 @@ def exact_kl(
     return (jnp.exp(logprobs) * (logprobs - ref)).sum(-1)
 
   both = jnp.concatenate([hidden, ref_hidden], axis=-1)
-  return _chunked(chunk, both, select, config.padded_vocab_size)
+  return _chunked(config, chunk, both, select)
 
 
 def episode_rows(

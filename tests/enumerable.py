@@ -36,7 +36,8 @@ MISSING_END_PENALTY = 0.25
 
 MODEL = transformer.ModelConfig(
   vocab_size=3, padded_vocab_size=4, context=5, layers=1, width=16, heads=2, mlp_width=64,
-  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.3, attention='auto')
+  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.3, attention='auto',
+  logits_mib=256)
 
 SETTINGS = ppo.PPOSettings(
   epochs=1, minibatches=2, microbatches=1, gamma=1.0, gae_lambda=0.95, clip_range=0.2,

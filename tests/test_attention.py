@@ -30,7 +30,8 @@ VOCAB, HEADS, WIDTH = 11, 2, 8
 MODEL = transformer.ModelConfig(
   vocab_size=VOCAB, padded_vocab_size=16, context=512, layers=2, width=16, heads=HEADS,
   mlp_width=32, dropout=0.0, compute_dtype='float32', remat='none', init_std=0.3,
-  attention='auto')
+  attention='auto',
+  logits_mib=256)
 # Of a kernel, forward and gradient (the numbers contract).
 KERNEL = 1e-5, 1e-4
 

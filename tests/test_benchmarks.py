@@ -31,7 +31,8 @@ SMALL = Size(2, 16, 2, 32)
 SHAPES = {
   'sft': Shape(2, 8), 'reward_model': Shape(2, 4, 3, 3), 'pairs': Shape(2, 4, 3, 2),
   'rollout': Shape(2, 4, 3), 'ppo': Shape(4, 4, 3, 1, 2), 'data': Shape(2, 8),
-  'refill': Shape(16, 4), 'attention': Shape(1, 64)}
+  'refill': Shape(16, 4), 'attention': Shape(1, 64), 'decode': Shape(2, 4, 3),
+  'ppo_ptx': Shape(4, 4, 4, 1, 2, 1, 2, 8)}
 LAWS = (lengths.even('short', 2, 5), lengths.geometric('long', 3, 12))
 
 
@@ -48,7 +49,7 @@ def small(monkeypatch):
   """Items of milliseconds, on one of the devices."""
   monkeypatch.setitem(work.NAMED, 'S', SMALL)
   for item, shape in SHAPES.items():
-    monkeypatch.setitem(work.SHAPES, item, shape)
+    monkeypatch.setitem(work.SMALL, item, shape)
   monkeypatch.setattr(lengths, 'LAWS', LAWS[:1])
   monkeypatch.setattr(rows, 'ROW_LENGTHS', (32, 64))
   monkeypatch.setattr(rows, 'BACKENDS', ('plain',))

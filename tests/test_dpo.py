@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 VOCAB, T, SLOTS, R, K = 7, 10, 10, 4, 4
 MODEL = transformer.ModelConfig(
   vocab_size=VOCAB, padded_vocab_size=8, context=12, layers=2, width=16, heads=2, mlp_width=32,
-  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.4, attention='auto')
+  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.4, attention='auto',
+  logits_mib=256)
 SETTINGS = {'beta': 0.3, 'label_smoothing': 0.1, 'pair_divisor': 'kept'}
 ALGORITHM = dpo.make_dpo(MODEL, MODEL, **SETTINGS)
 

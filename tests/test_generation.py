@@ -20,7 +20,8 @@ from instructjax.types import Prompts
 VOCAB, PROMPT, RESPONSE, END = 5, 4, 6, 1
 MODEL = transformer.ModelConfig(
   vocab_size=VOCAB, padded_vocab_size=16, context=10, layers=2, width=16, heads=2, mlp_width=64,
-  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.5, attention='auto')
+  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.5, attention='auto',
+  logits_mib=256)
 PLAIN = Sampling(RESPONSE, END)
 
 

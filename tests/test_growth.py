@@ -19,7 +19,7 @@ SHAPES = {'sft': Shape(4, 8), 'reward_model': Shape(2, 4, 2, 3)}
 def small(monkeypatch):
   monkeypatch.setitem(work.NAMED, 'S', SMALL)
   for item, shape in SHAPES.items():
-    monkeypatch.setitem(work.SHAPES, item, shape)
+    monkeypatch.setitem(work.SMALL, item, shape)
   monkeypatch.setenv('COLUMNS', '200')
 
 

@@ -42,7 +42,8 @@ MESHES = {'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'mixed': (2, 2, 2), 'tensor': (1
 # Every split dimension is a multiple of 8: heads, width, feed-forward, vocabulary.
 MODEL = transformer.ModelConfig(
   vocab_size=22, padded_vocab_size=24, context=12, layers=1, width=32, heads=8, mlp_width=64,
-  dropout=0.1, compute_dtype='float32', remat='none', init_std=0.2, attention='auto')
+  dropout=0.1, compute_dtype='float32', remat='none', init_std=0.2, attention='auto',
+  logits_mib=256)
 RULES = dict(common.rules())
 END, PROMPT, RESPONSE = 1, 5, 4
 STEPS = 2

@@ -20,7 +20,8 @@ from instructjax.types import Rows
 VOCAB = 11
 MODEL = transformer.ModelConfig(
   vocab_size=VOCAB, padded_vocab_size=16, context=24, layers=2, width=16, heads=2, mlp_width=64,
-  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.3, attention='auto')
+  dropout=0.0, compute_dtype='float32', remat='none', init_std=0.3, attention='auto',
+  logits_mib=256)
 DROPOUT = dataclasses.replace(MODEL, dropout=0.25)
 
 
@@ -252,23 +253,22 @@ def test_the_heads_own_gradient_is_that_of_jax(policy, entropy):
   assert not np.asarray(mine[0][VOCAB:]).any(), 'padded rows of the table moved'
 
 
-def test_a_chunked_head_is_the_whole_head(policy, monkeypatch):
+def test_a_chunked_head_is_the_whole_head(policy):
   rows, gather = packed(make_groups())
   other = noisy(policy, 9)
 
-  def run(params):
-    tokens = scoring.token_scores(MODEL, params, rows, gather.select)
-    kl = scoring.exact_kl(MODEL, params, MODEL, other, rows, gather.select)
+  def run(model, params):
+    tokens = scoring.token_scores(model, params, rows, gather.select)
+    kl = scoring.exact_kl(model, params, MODEL, other, rows, gather.select)
     coefs = jnp.cos(jnp.arange(kl.size, dtype=jnp.float32)).reshape(kl.shape)
     total = sum((coefs * x).sum() * (i + 1) for i, x in enumerate((*tokens, kl)))
     return total, (*tokens, kl)
 
-  whole = jax.jit(jax.value_and_grad(run, has_aux=True))(policy)
-  # 8 rows of 16 logits: three slots at a time, and the 11 slots are no multiple of it.
-  monkeypatch.setattr(scoring, 'FULL_LOGITS', 8 * 16 * 3)
-  monkeypatch.setattr(scoring, 'CHUNK_LOGITS', 8 * 16 * 3)
-  chunked = jax.jit(jax.value_and_grad(lambda p: run(p), has_aux=True))(policy)
-  jax.tree.map(assert_close, chunked, whole)
+  graded = jax.jit(jax.value_and_grad(run, argnums=1, has_aux=True), static_argnums=0)
+  # 8 rows of 16 logits, 4 bytes each: two slots at a time, and the 11 slots are no multiple of it.
+  small = dataclasses.replace(MODEL, logits_mib=8 * 16 * 8 * 4 / 2**20)
+  jax.tree.map(assert_close, graded(small, policy), graded(MODEL, policy))
+  assert 'while' in graded.lower(small, policy).as_text()
 
 
 def test_the_heads_memory_is_bounded():
@@ -278,8 +278,8 @@ def test_the_heads_memory_is_bounded():
 
   def total(hidden, table, targets):
     out = scoring._chunked(
-      lambda h, y: scoring._score_chunk(model, {'token': table}, False, h, y), hidden, targets,
-      50_257)
+      model, lambda h, y: scoring._score_chunk(model, {'token': table}, False, h, y), hidden,
+      targets)
     return out.logprobs.sum()
 
   shapes = (jax.ShapeDtypeStruct((8, 512, 768), jnp.float32),

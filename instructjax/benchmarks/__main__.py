@@ -42,7 +42,8 @@ def _measure(item: str, args) -> list[dict]:
   """An item's lines, measured in this process."""
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   setup = Setup(
-    work.find_size(args.size), work.SHAPES[item], args.dtype, args.remat, args.slots, mesh)
+    work.find_size(args.size), work.SHAPES[args.shapes][item], args.dtype, args.remat, args.slots,
+    mesh, args.logits_mib)
   found = []
   for case in items.ITEMS[item](setup):
     if isinstance(case, Skipped):
@@ -60,7 +61,8 @@ def _say_skipped(case: Skipped) -> None:
 def _own_command(args) -> list[str]:
   command = [sys.executable, '-m', 'instructjax.benchmarks', '--items', args.items,
              '--size', args.size, '--repeats', str(args.repeats), '--dtype', args.dtype,
-             '--remat', args.remat, '--no_table']
+             '--remat', args.remat, '--shapes', args.shapes, '--logits_mib', str(args.logits_mib),
+             '--no_table']
   return command if args.slots is None else [*command, '--slots', str(args.slots)]
 
 
@@ -111,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--repeats', type=int, default=5, help='timed steps of a case')
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'))
   parser.add_argument('--remat', default='none', choices=('none', 'dots', 'full'))
+  parser.add_argument('--shapes', default='small', choices=tuple(work.SHAPES),
+                      help="work of an item; 'paper': the paper's batches, for accelerators")
+  parser.add_argument('--logits_mib', type=float, default=256,
+                      help='MiB of logits that the head keeps')
   parser.add_argument('--slots', type=int, help='responses that grow at a time in rollouts')
   parser.add_argument('--against', action='append', default=[], metavar="'NAME: COMMAND'",
                       help='measure this command in turn with ours')

@@ -27,6 +27,7 @@ class Setup(NamedTuple):
     remat: what the backward pass keeps; see `ModelConfig`.
     slots: responses that grow at a time in rollouts; None: all (64 in `refill`).
     mesh: the devices.
+    logits_mib: see `ModelConfig`.
     context: positions that the model has; None: as many as the shape needs.
   """
 
@@ -36,12 +37,15 @@ class Setup(NamedTuple):
   remat: str
   slots: int | None
   mesh: Mesh
+  logits_mib: float = 256
   context: int | None = None
 
   @property
   def model(self) -> ModelConfig:
-    context = self.shape.prompt + self.shape.response if self.context is None else self.context
-    return self.size.model(context, self.dtype, self.remat)
+    shape = self.shape
+    needed = max(shape.prompt + shape.response, shape.ptx_tokens)
+    context = needed if self.context is None else self.context
+    return self.size.model(context, self.dtype, self.remat, self.logits_mib)
 
 
 class Case(NamedTuple):
@@ -54,6 +58,8 @@ class Case(NamedTuple):
     flops: useful FLOPs of a step, 0 where there is no model in it.
     shared_flops: the same with each prompt computed once, where that is another number.
     fields: more of the line.
+    derive: median seconds of a step -> still more of the line.
+    warm: steps that are not timed. 0 where `step` was compiled beforehand and is long.
   """
 
   name: str
@@ -62,6 +68,8 @@ class Case(NamedTuple):
   flops: float
   shared_flops: float | None = None
   fields: Mapping[str, Any] = {}
+  derive: Callable[[float], Mapping[str, Any]] = lambda median: {}
+  warm: int = 2
 
 
 class Skipped(NamedTuple):

@@ -51,7 +51,7 @@ def shape_at(item: str, axis: str, value: int) -> Shape:
   Raises:
     ValueError: prompt and response of this T would not be whole numbers of tokens.
   """
-  shape = work.SHAPES[item]
+  shape = work.SMALL[item]
   if axis == 'batch':
     return dataclasses.replace(shape, sequences=value)
   if axis == 'K':

@@ -39,6 +39,8 @@ ITEMS: dict[str, Callable[[Setup], Iterator[Case | Skipped]]] = {
   'pairs': _single('pairs', training.pairs),
   'rollout': _single('rollout', sampling.rollout),
   'ppo': _single('ppo', training.ppo_iteration),
+  'ppo_ptx': training.ppo_ptx_cases,
+  'decode': sampling.decode,
   'data': _data,
   'refill': sampling.refill,
   'attention': rows.attention_cases,

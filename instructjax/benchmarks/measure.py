@@ -55,8 +55,9 @@ def timed(step: Callable, repeats: int, warm: int = 2) -> Timing:
   return Timing(seconds, max(0.0, (after - machine - (_own_seconds() - own)) / wall))
 
 
-def matmul_ceiling(dtype: str, size: int = 2048, repeats: int = 7) -> float:
+def matmul_ceiling(dtype: str, repeats: int = 7) -> float:
   """FLOP/s of a large matrix product, the best of `repeats`: what this device can do at most."""
+  size = 2048 if jax.default_backend() == 'cpu' else 8192
   a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
   product = jax.jit(lambda a, b: jnp.matmul(a, b))
   return 2 * size**3 / min(timed(lambda: product(a, b), repeats).seconds)
@@ -75,7 +76,7 @@ def middle(seconds: list[float]) -> float:
 
 def line(case: Case, setup: Setup, size: str, repeats: int) -> dict:
   """Times a case: the fields of its JSON line, to which the case adds its own."""
-  timing = timed(case.step, repeats)
+  timing = timed(case.step, repeats, case.warm)
   median = middle(timing.seconds)
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   found = {
@@ -89,4 +90,4 @@ def line(case: Case, setup: Setup, size: str, repeats: int) -> dict:
     found['shared_gflops'] = round(case.shared_flops / median / 1e9, 1)
   if timing.foreign_cores is not None:
     found['foreign_cores'] = round(timing.foreign_cores, 2)
-  return {**found, **case.fields}
+  return {**found, **case.fields, **case.derive(median)}

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from instructjax import generation, sharding
-from instructjax.benchmarks import lengths, work
+from instructjax.benchmarks import lengths, measure, work
 from instructjax.benchmarks.case import Case, Setup, init, prompts
 from instructjax.sampling import Sampling
 
@@ -24,6 +24,33 @@ def rollout(setup: Setup):
     setup.model, params, given, key, Sampling(setup.shape.response, NEVER), slots=setup.slots,
     mesh=setup.mesh)))
   return lambda: sample(params, given, jax.random.key(0))
+
+
+def decode(setup: Setup) -> Iterator[Case]:
+  """Responses of one length, and from their seconds those of a decode step.
+
+  Its fields: `step_ms`, (seconds - seconds of reading the prompts and drawing one token) / (tokens
+  - 1); `step_bytes`, the parameters once, in the dtype of the activations, and of the cache what
+  holds a token, in the mean of all steps; `bytes_s`, and `of_copy`, its share of what a copy
+  reaches on this device.
+  """
+  s, model = setup.shape, setup.model
+  first = setup._replace(shape=dataclasses.replace(s, response=1), context=model.context)
+  prefill = measure.middle(measure.timed(rollout(first), 3).seconds)
+  itemsize = np.dtype(setup.dtype).itemsize
+  parameters = setup.size.layers * 12 * setup.size.width**2 + setup.size.width * model.vocab_size
+  token = 2 * setup.size.layers * setup.size.width
+  moved = itemsize * (parameters + s.sequences * token * (s.prompt + s.response / 2))
+  ceiling = measure.copy_ceiling()
+
+  def derive(median: float) -> dict:
+    step = (median - prefill) / (s.response - 1)
+    return {'prefill_s': round(prefill, 4), 'step_ms': round(1e3 * step, 4),
+            'step_bytes': round(moved), 'bytes_s': round(moved / step),
+            'of_copy': round(moved / step / ceiling, 4)}
+
+  yield Case('decode', rollout(setup), work.tokens('decode', s),
+             work.FLOPS['rollout'](setup.size, s), derive=derive)
 
 
 def refill(setup: Setup) -> Iterator[Case]:

@@ -1,16 +1,18 @@
 """Items that train: the system's own compiled steps, on made-up tokens of an item's shape."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from instructjax import loop, optimizer, sharding, train_state
+from instructjax import loop, optimizer, profiling, sharding, train_state
 from instructjax.algorithm import Algorithm
 from instructjax.algorithms import dpo, language_model, ppo, rollout
 from instructjax.algorithms.reward_model import make_reward_model
-from instructjax.benchmarks.case import Setup, draw, init, prompts
+from instructjax.benchmarks import work
+from instructjax.benchmarks.case import Case, Setup, draw, init, prompts
 from instructjax.benchmarks.sampling import NEVER
 from instructjax.data import items as data_items
 from instructjax.data import packing
@@ -112,19 +114,56 @@ def pairs(setup: Setup) -> Trainer:
     {'preferences': _stacked(setup, batch)})
 
 
-def ppo_iteration(setup: Setup) -> Trainer:
-  model = setup.model
+def ppo_iteration(setup: Setup, mark: Callable = lambda part, arrays: None) -> Trainer:
+  """PPO, or PPO-ptx where the shape has pretraining documents."""
+  model, s = setup.model, setup.shape
   settings = ppo.PPOSettings(
-    epochs=1, minibatches=setup.shape.minibatches, microbatches=1, gamma=1.0, gae_lambda=0.95,
+    epochs=1, minibatches=s.minibatches, microbatches=s.microbatches, gamma=1.0, gae_lambda=0.95,
     clip_range=0.2, value_clip_range=0.2, value_coef=1.0, entropy_coef=0.0, kl_coef=0.02,
     kl_target=None, kl_horizon=1e4, kl_loss='none', kl_loss_coef=0.0, score_bias=0.0,
     score_scale=1.0, score_clip=None, missing_end_penalty=1.0, missing_end_score=None,
     whiten_rewards=False, whiten_advantages='minibatch', unit='token')
   collect = rollout.make_collect(
-    settings, model, model, model, Sampling(setup.shape.response, NEVER),
+    settings, model, model, model, Sampling(s.response, NEVER),
     (rollout.ModelReward('reward_model', 1.0, 'reward', model),), str, setup.mesh, None,
-    slots=setup.slots)
+    slots=setup.slots, mark=mark)
   frozen = {'ref': init(setup, 'ref', 5), 'reward': init(setup, 'reward', 6)}
-  return Trainer(
-    setup, ppo.make_ppo(settings, model, model, model, collect), ('policy', 'value'), frozen,
-    {'prompts': prompts(setup)})
+  algorithm, batch = ppo.make_ppo(settings, model, model, model, collect), {
+    'prompts': prompts(setup)}
+  if s.ptx_documents:
+    algorithm = language_model.with_ptx(algorithm, model, ptx_coef=27.8, unit='token')
+    batch['pretrain'] = _pretraining(setup)
+  return Trainer(setup, algorithm, ('policy', 'value'), frozen, batch)
+
+
+def _pretraining(setup: Setup):
+  """The pretraining documents of a step, in microbatches of as many tokens as the episodes'."""
+  s = setup.shape
+  count = s.sequences * s.ptx_documents
+  parts = s.minibatches * max(1, s.microbatches * s.ptx_documents * s.ptx_tokens // s.row)
+  found = [data_items.document_item(row) for row in draw(setup, count, s.ptx_tokens)]
+  loader = LanguageLoader(
+    found, Shuffled(count, 0), batch_size=count, microbatches=parts, row_length=s.ptx_tokens,
+    select_slots=s.ptx_tokens, rows_multiple=sharding.batch_shards(setup.mesh))
+  return sharding.put_batch(setup.mesh, loader.batch(0), axis=1)
+
+
+def ppo_ptx_cases(setup: Setup) -> Iterator[Case]:
+  """An iteration of PPO-ptx, with the seconds of its parts in the last step that was timed.
+
+  Compiled beforehand, which samples and scores once; no whole iteration is run for nothing.
+  """
+  timer, seconds = profiling.PartTimer(1), {}
+  trainer = ppo_iteration(setup, timer.mark)
+
+  def step():
+    out = trainer()
+    timer.mark('training', out)
+    seconds.update(timer.take())
+    return out
+
+  trainer.compile()
+  s = setup.shape
+  yield Case(
+    'ppo_ptx', step, work.tokens('ppo_ptx', s), work.FLOPS['ppo_ptx'](setup.size, s),
+    derive=lambda median: {name: round(x, 4) for name, x in seconds.items()}, warm=0)

@@ -26,11 +26,14 @@ class Size(NamedTuple):
   heads: int
   vocab: int
 
-  def model(self, context: int, dtype: str, remat: str) -> ModelConfig:
+  def model(
+    self, context: int, dtype: str, remat: str, logits_mib: float = 256
+  ) -> ModelConfig:
     return ModelConfig(
       vocab_size=self.vocab, padded_vocab_size=-(-self.vocab // 128) * 128, context=context,
       layers=self.layers, width=self.width, heads=self.heads, mlp_width=4 * self.width,
-      dropout=0.0, compute_dtype=dtype, remat=remat, init_std=0.02, attention='auto')
+      dropout=0.0, compute_dtype=dtype, remat=remat, init_std=0.02, attention='auto',
+      logits_mib=logits_mib)
 
   def trunk(self, sequences: int, tokens: int, before: float = 0) -> float:
     """FLOPs of a forward of `tokens` new positions after `before` seen ones, without the head."""
@@ -70,6 +73,8 @@ class Shape:
     response: R, 0 where there is none, or where `lengths` says.
     responses: K of a prompt.
     minibatches: optimizer updates of a step.
+    microbatches: parts that a minibatch's episodes are computed in, one after the other.
+    ptx_documents, ptx_tokens: pretraining documents of an episode, and tokens of one.
   """
 
   sequences: int
@@ -77,6 +82,9 @@ class Shape:
   response: int = 0
   responses: int = 1
   minibatches: int = 1
+  microbatches: int = 1
+  ptx_documents: int = 0
+  ptx_tokens: int = 0
 
   @property
   def row(self) -> int:
@@ -84,7 +92,7 @@ class Shape:
     return self.prompt + self.responses * self.response
 
 
-SHAPES = {
+SMALL = {
   'sft': Shape(16, 256),
   'reward_model': Shape(4, 128, 64, 9),
   'pairs': Shape(16, 128, 64, 2),
@@ -93,7 +101,23 @@ SHAPES = {
   'data': Shape(16, 256),
   'refill': Shape(512, 64),
   'attention': Shape(1, 4096),
+  'decode': Shape(32, 64, 128),
+  'ppo_ptx': Shape(16, 64, 64, 1, 4, 1, 2, 128),
 }
+# The paper's batches (Ouyang et al. 2022, appendix C): context 2,048, SFT of 32, PPO of 512
+# episodes in 8 minibatches with 8 pretraining documents each; prompts, responses and those
+# documents of half their limits, and as many microbatches as one accelerator needs.
+PAPER = {
+  **SMALL,
+  'sft': Shape(32, 2048),
+  'reward_model': Shape(16, 512, 512, 4),
+  'pairs': Shape(16, 512, 512, 2),
+  'rollout': Shape(128, 512, 512),
+  'decode': Shape(128, 512, 512),
+  'ppo_ptx': Shape(512, 512, 512, 1, 8, 8, 8, 1024),
+  'attention': Shape(8, 2048),
+}
+SHAPES = {'small': SMALL, 'paper': PAPER}
 
 
 def _shared(size: Size, s: Shape) -> float:
@@ -123,6 +147,12 @@ def _ppo(size: Size, s: Shape) -> float:
   return _sampling(size, s) + (forward + head) + 2 * forward + 3 * (forward + head) + 3 * forward
 
 
+def _ppo_ptx(size: Size, s: Shape) -> float:
+  documents = s.sequences * s.ptx_documents
+  return _ppo(size, s) + 3 * (
+    size.trunk(documents, s.ptx_tokens) + size.head(documents * s.ptx_tokens))
+
+
 # Useful FLOPs of one step, of the items whose work is known before they run. Where prompts have
 # several responses there are two counts: the one that computes each prompt once, and the one of a
 # program that has a sequence for each response.
@@ -134,6 +164,7 @@ FLOPS: dict[str, Callable[[Size, Shape], float]] = {
     _whole(size, s) + size.head(s.sequences * s.responses * s.response)),
   'rollout': _sampling,
   'ppo': _ppo,
+  'ppo_ptx': _ppo_ptx,
 }
 SHARED_FLOPS: dict[str, Callable[[Size, Shape], float]] = {
   'reward_model': lambda size, s: 3 * _shared(size, s),
@@ -144,6 +175,6 @@ SHARED_FLOPS: dict[str, Callable[[Size, Shape], float]] = {
 
 def tokens(item: str, s: Shape) -> int:
   """Useful tokens of a step: each prompt once, each response once; sampled ones for rollouts."""
-  if item in ('rollout', 'ppo'):
+  if item in ('rollout', 'decode', 'ppo', 'ppo_ptx'):
     return s.sequences * s.response
   return s.sequences * s.row

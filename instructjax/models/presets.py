@@ -53,4 +53,5 @@ def make_model_config(config, *, vocab_size: int) -> ModelConfig:
     remat=config.remat,
     init_std=config.init_std if config.init_std is not None else std,
     attention=config.attention,
+    logits_mib=config.logits_mib,
   )

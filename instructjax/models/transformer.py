@@ -23,9 +23,19 @@ from instructjax.models import attention
 from instructjax.models.dropout import token_seeds, zero_out
 from instructjax.types import Rows
 
+# What fused attention is called in a trace: its output and normaliser are as dear as a product's.
+_KERNELS = ('dot_product_attention_fwd_wrapper', 'pallas_call')
+
+
+def _products(primitive, *arguments, **parameters) -> bool:
+  """Keeps products of activations with parameters, and what attention kernels return."""
+  return primitive.name in _KERNELS or checkpoint_policies.dots_with_no_batch_dims_saveable(
+    primitive, *arguments, **parameters)
+
+
 REMAT = {
   'none': None,
-  'dots': checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': _products,
   'full': checkpoint_policies.nothing_saveable,
 }
 
@@ -46,6 +56,9 @@ class ModelConfig:
     remat: what the backward pass keeps of a layer: 'none' (all), 'dots', 'full' (recompute all).
     init_std: standard deviation of weights; residual projections get init_std / sqrt(2 L).
     attention: one of `attention.BACKENDS`, see `attention.make_attend`.
+    logits_mib: MiB of a device's float32 logits up to which the head keeps them all for the
+      backward pass, which takes as much again; beyond, it runs in chunks of a quarter of this that
+      are computed twice.
   """
 
   vocab_size: int
@@ -60,6 +73,7 @@ class ModelConfig:
   remat: str
   init_std: float
   attention: str
+  logits_mib: float
 
   def __post_init__(self):
     if self.width % self.heads:
@@ -75,6 +89,8 @@ class ModelConfig:
       raise ValueError(f'dropout {self.dropout} is outside [0, 1)')
     if self.attention not in attention.BACKENDS:
       raise ValueError(f'attention {self.attention!r} is none of {attention.BACKENDS}')
+    if self.logits_mib <= 0:
+      raise ValueError(f'logits_mib {self.logits_mib} must be positive')
 
 
 # Up to this depth the stack is unrolled: on a CPU a scan over layers costs a third of the speed,
