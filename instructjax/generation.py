@@ -19,8 +19,9 @@ from instructjax.sampling import Sampling, draw
 from instructjax.types import Prompts, Rows, Samples
 
 # Up to this depth the decode step is unrolled over layers, each with a cache of its own, which
-# saves copies; beyond, a scan keeps the compile time of a deep model down.
-UNROLL_LAYERS = 12
+# saves copies; beyond, a scan keeps the compile time of a deep model down. On a GPU a scan copies
+# every layer's parameters at every step, since its matrix products cannot read a part of an array.
+UNROLL_LAYERS = {'cpu': 12, 'tpu': 12, 'cuda': 48, 'rocm': 48}
 
 
 def _prefill(config: ModelConfig, params: dict, prompts: Prompts):
@@ -61,7 +62,7 @@ class _Unrolled:
   """The decode step layer by layer, each with a cache of its own: pairs of [B, S, H, C].
 
   `decode` writes the new token's key and value at `column` of the caches and attends to their first
-  columns under `mask`, as many as it has.
+  columns under `mask`, as many as it has; none at or after `end` of a row is seen.
   """
 
   def __init__(self, config: ModelConfig, params: dict):
@@ -84,7 +85,7 @@ class _Unrolled:
   def take(self, caches, slots):
     return jax.tree.map(lambda a: a[slots], caches)
 
-  def decode(self, x, caches, column, mask):
+  def decode(self, x, caches, column, mask, end):
     updated = []
     for block, cache in zip(self._blocks, caches):
       def attend(q, k, v, cache=cache):
@@ -92,7 +93,8 @@ class _Unrolled:
           jax.lax.dynamic_update_slice_in_dim(c, new, column, axis=1)
           for c, new in zip(cache, (k, v)))
         window = mask.shape[1]
-        return attention.attend_one(q, keys[:, :window], values[:, :window], mask), cache
+        return attention.attend_step(
+          self._config.attention, q, keys[:, :window], values[:, :window], mask, end), cache
 
       x, cache = transformer.run_block(self._config, block, x, attend)
       updated.append(cache)
@@ -116,7 +118,7 @@ class _Scanned:
   def take(self, caches, slots):
     return jax.tree.map(lambda a: a[:, slots], caches)
 
-  def decode(self, x, caches, column, mask):
+  def decode(self, x, caches, column, mask, end):
     def layer(carry, scanned):
       x, caches = carry
       block, i = scanned
@@ -130,7 +132,8 @@ class _Scanned:
         keys, values = (
           jax.lax.dynamic_slice(c, (i, 0, 0, 0, 0), (1, *mask.shape, *c.shape[3:]))[0]
           for c in written)
-        return attention.attend_one(q, keys, values, mask), written
+        return attention.attend_step(
+          self._config.attention, q, keys, values, mask, end), written
 
       return transformer.run_block(self._config, block, x, attend), None
 
@@ -245,7 +248,9 @@ class _Generator:
       jnp.arange(self.p)[None] < s.length[:, None], recent[None] <= s.age[:, None]], axis=1)
     position = jnp.minimum(s.length + s.age, config.context - 1)
     x = transformer.embed(config, self.params, token[:, None], position[:, None])
-    x, caches = self.stack.decode(x, s.caches, self.p + column, seen[:, :window])
+    # Columns are written from the left until the ring is full.
+    end = jnp.broadcast_to(self.p + jnp.minimum(s.step + 1, r), s.age.shape)
+    x, caches = self.stack.decode(x, s.caches, self.p + column, seen[:, :window], end)
     return s._replace(
       step=s.step + 1, hidden=transformer.final_norm(config, self.params, x)[:, 0], caches=caches,
       age=s.age + s.alive, alive=s.alive & ~ended, tokens=jnp.where(here, token[:, None], s.tokens),
@@ -317,8 +322,12 @@ class _Generator:
 
   def _at_once(self, s: _Slots) -> tuple[_Slots, None, Array]:
     """Until the last response has ended, all of one age; the first steps read fewer columns."""
-    r = self.sampling.max_tokens
+    r, config = self.sampling.max_tokens, self.config
     parts = max(1, min(_MOST_WINDOWS, r // _WINDOW))
+    if attention.choose_step(
+        config.attention, (self.slots, 1, config.heads, config.width // config.heads),
+        sharding.platform()) == 'kernel':
+      parts = 1  # The kernel reads what is written, and no more.
     for end in (-(-r * part // parts) for part in range(1, parts + 1)):
       s = jax.lax.while_loop(
         lambda s, end=end: s.alive.any() & (s.step < end),
@@ -395,7 +404,8 @@ def generate_counted(
   if p + sampling.max_tokens > config.context:
     raise ValueError(f'prompt {p} + response {sampling.max_tokens} tokens exceed the context of '
                      f'{config.context}; shorten one or raise model.context')
-  unroll = config.layers <= UNROLL_LAYERS if unroll is None else unroll
+  if unroll is None:
+    unroll = config.layers <= UNROLL_LAYERS[sharding.platform()]
   total = n * samples
   slots = total if slots is None else min(slots, total)
   shards = 1 if mesh is None else sharding.batch_shards(mesh)

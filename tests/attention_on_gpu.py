@@ -1,6 +1,6 @@
-"""cuDNN's attention against the plain one, on an NVIDIA GPU: `python tests/attention_on_gpu.py`.
+"""cuDNN's attention and the decode kernel against the plain ones, on an NVIDIA GPU.
 
-`test_attention.py` starts it where there is one, since the tests themselves run on CPU devices.
+`python tests/attention_on_gpu.py`; `test_attention.py` starts it where there is one, since the tests themselves run on CPU devices.
 """
 
 import os
@@ -36,7 +36,9 @@ def rows_of(length):
 def graded(backend, rows, width, dtype):
   """Output and gradients under a fixed cotangent."""
   shape = (*rows.tokens.shape, HEADS, width)
-  arrays = [jax.random.normal(jax.random.key(i), shape, dtype) for i in range(4)]
+  # Drawn in float32: in another type the same key draws other numbers.
+  arrays = [jax.random.normal(jax.random.key(i), shape).astype(jnp.bfloat16).astype(dtype)
+            for i in range(4)]
 
   def total(q, k, v):
     attend = attention.make_attend(backend, rows, heads=HEADS, head_width=width, dtype=dtype)
@@ -52,6 +54,18 @@ def graded(backend, rows, width, dtype):
   return [np.asarray(x, np.float32) for x in (out, *gradients)]
 
 
+def step_gap(width, dtype):
+  """Largest difference of the decode kernel from products and sums, on a cache half written."""
+  n, size = 3, 200
+  draw = lambda i, tokens: jax.random.normal(  # noqa: E731
+    jax.random.key(i), (n, tokens, HEADS, width)).astype(dtype)
+  end = jnp.array([size, 70, 1])
+  mask = (jnp.arange(size)[None] < end[:, None]) & (jnp.arange(size)[None] % 3 != 1)
+  given = draw(0, 1), draw(1, size), draw(2, size), mask
+  found = jax.jit(lambda *a: attention.attend_step('auto', *a))(*given, end)
+  return np.abs(np.asarray(found - attention.attend_one(*given), np.float32)).max()
+
+
 def main():
   assert sharding.platform() == 'cuda', sharding.platform()
   for length in (64, 301, 1024):
@@ -63,6 +77,11 @@ def main():
         gap = np.abs(f - w).max() / max(1, np.abs(w).max())
         print(f'{length} tokens, head width {width}, {name}: {gap:.1e}')
         assert gap <= TOLERANCE, (length, width, name)
+  for width, dtype, most in ((64, jnp.float32, 1e-5), (80, jnp.bfloat16, TOLERANCE),
+                             (128, jnp.bfloat16, TOLERANCE)):
+    gap = step_gap(width, dtype)
+    print(f'one new token, head width {width}, {dtype.__name__}: {gap:.1e}')
+    assert gap <= most, (width, dtype)
 
 
 if __name__ == '__main__':

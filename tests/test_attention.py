@@ -21,7 +21,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from instructjax import generation, sharding
 from instructjax.data import packing
 from instructjax.data.placement import Group, RowShape
-from instructjax.models import attention, attention_splash, heads, transformer
+from instructjax.models import (
+  attention,
+  attention_decode,
+  attention_splash,
+  heads,
+  transformer,
+)
 from instructjax.sampling import Sampling
 from instructjax.types import Prompts
 
@@ -249,6 +255,64 @@ def test_a_trace_knows_its_mesh_and_what_is_split_already():
     inside, mesh=mesh, in_specs=PartitionSpec(sharding.BATCH), check_vma=False,
     out_specs=PartitionSpec(sharding.BATCH), axis_names=set(sharding.BATCH)))(jnp.zeros(8))
   assert seen == [(1, 2)]
+
+
+# --- one new token --------------------------------------------------------------------------------
+
+
+def step_of(width, dtype, n=4, size=200, heads=2):
+  """A query a row, a cache written up to `end`, of which a row sees a part."""
+  draw = lambda i, tokens: jax.random.normal(  # noqa: E731
+    jax.random.key(i), (n, tokens, heads, width)).astype(dtype)
+  end = jnp.array([size, 70, 64, 1])
+  seen = (jnp.arange(size)[None] < end[:, None]) & (jnp.arange(size)[None] % 3 != 1)
+  return (draw(0, 1), draw(1, size), draw(2, size), seen), end
+
+
+@pytest.mark.parametrize(('width', 'dtype'), [
+  (16, jnp.float32), (80, jnp.float32), (128, jnp.bfloat16)])
+def test_the_kernel_of_a_decode_step_is_attention(width, dtype):
+  """Interpreted; widths that are no power of two, rows that have written nothing but a prompt."""
+  (query, key, value, seen), end = step_of(width, dtype)
+  want = attention.attend_one(query, key, value, seen)
+  # What is past a row's end is not read.
+  past = jnp.arange(key.shape[1])[None] >= -(-end[:, None] // 64) * 64
+  key, value = (jnp.where(past[..., None, None], jnp.nan, x) for x in (key, value))
+  found = attention_decode.attend(query, key, value, (seen, end), interpret=True)
+  assert found.dtype == want.dtype
+  assert_close(found.astype(jnp.float32), want.astype(jnp.float32),
+               1e-5 if dtype == jnp.float32 else 2e-2)
+
+
+@pytest.mark.parametrize('mesh', [None, (2, 2, 2)])
+def test_a_decode_step_gives_the_kernel_its_rows_and_heads(monkeypatch, mesh):
+  given, end = step_of(16, jnp.float32)
+  want, shapes = attention.attend_one(*given), []
+
+  def kernel(query, key, value, seen, *, interpret):
+    assert not interpret
+    shapes.append((query.shape, key.shape, seen[0].shape, seen[1].shape))
+    return attend(query, key, value, seen, interpret=True)
+
+  attend = attention_decode.attend
+  monkeypatch.setattr(attention_decode, 'attend', kernel)
+  monkeypatch.setattr(sharding, 'platform', lambda: 'cuda')
+  run = lambda *given: attention.attend_step('auto', *given)  # noqa: E731
+  run = run if mesh is None else sharding.on_mesh(make_mesh(mesh), run)
+  assert_close(jax.jit(run)(*given, end), want)
+  n, h = (4, 2) if mesh is None else (1, 1)
+  assert shapes == [((n, 1, h, 16), (n, 200, h, 16), (n, 200), (n,))]
+
+
+@pytest.mark.parametrize(('backend', 'rows', 'width', 'platform', 'taken'), [
+  ('auto', 4, 128, 'cuda', 'kernel'), ('cudnn', 4, 80, 'cuda', 'kernel'),
+  ('plain', 4, 128, 'cuda', 'products'), ('auto', 4, 512, 'cuda', 'products'),
+  ('auto', 4, 128, 'cpu', 'products'), ('auto', 4, 128, 'tpu', 'products')])
+def test_what_a_decode_step_takes(backend, rows, width, platform, taken):
+  assert attention.choose_step(backend, (rows, 1, 2, width), platform) == taken
+  on_mesh = sharding.on_mesh(
+    make_mesh((8, 1, 1)), lambda: attention.choose_step(backend, (rows, 1, 2, width), platform))
+  assert on_mesh() == 'products'
 
 
 # --- the choice -----------------------------------------------------------------------------------

@@ -112,6 +112,15 @@ def test_scanned_decode_is_unrolled_decode(policy, samples):
   equal_samples(scanned, samples)
 
 
+@pytest.mark.parametrize('unroll', [True, False])
+def test_a_window_of_the_cache_holds_all_that_was_written(policy, samples, unroll, monkeypatch):
+  monkeypatch.setattr(generation, '_WINDOW', 2)
+  parts = jax.jit(lambda given, key: generation.generate(
+    MODEL, policy, given, key, PLAIN, unroll=unroll))
+  equal_samples(parts(prompts(64), jax.random.key(1)), samples)
+  assert parts.lower(prompts(64), jax.random.key(1)).as_text().count('stablehlo.while') >= 3
+
+
 def test_responses_of_one_prompt_share_its_prefill(policy, samples, monkeypatch):
   seen = []
   run_block = transformer.run_block

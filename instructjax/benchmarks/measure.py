@@ -55,16 +55,18 @@ def timed(step: Callable, repeats: int, warm: int = 2) -> Timing:
   return Timing(seconds, max(0.0, (after - machine - (_own_seconds() - own)) / wall))
 
 
-def matmul_ceiling(dtype: str, repeats: int = 7) -> float:
-  """FLOP/s of a large matrix product, the best of `repeats`: what this device can do at most."""
-  size = 2048 if jax.default_backend() == 'cpu' else 8192
+def matmul_ceiling(dtype: str) -> float:
+  """FLOP/s of a large matrix product, the best of many: what this device can do at most."""
+  # An accelerator takes some tenths of a second to reach its clock rate.
+  size, repeats = (2048, 7) if jax.default_backend() == 'cpu' else (8192, 200)
   a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
   product = jax.jit(lambda a, b: jnp.matmul(a, b))
   return 2 * size**3 / min(timed(lambda: product(a, b), repeats).seconds)
 
 
-def copy_ceiling(megabytes: int = 512, repeats: int = 5) -> float:
-  """Bytes/s of reading and writing a large array."""
+def copy_ceiling() -> float:
+  """Bytes/s of reading and writing a large array, the best of many."""
+  megabytes, repeats = (512, 5) if jax.default_backend() == 'cpu' else (4096, 50)
   x = jnp.zeros(megabytes * 2**18, jnp.float32)
   add = jax.jit(lambda x: x + 1)
   return 2 * x.nbytes / min(timed(lambda: add(x), repeats).seconds)

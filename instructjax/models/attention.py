@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from instructjax import sharding
-from instructjax.models import attention_splash
+from instructjax.models import attention_decode, attention_splash
 from instructjax.types import Rows
 
 BACKENDS = ('auto', 'plain', 'chunked', 'splash', 'cudnn')
@@ -279,3 +279,32 @@ def attend_one(
   weights = jax.nn.softmax(jnp.where(mask[..., None], logits, MASKED), axis=1)
   out = (weights[..., None] * value.astype(jnp.float32)).sum(1, keepdims=True)
   return out.astype(value.dtype)
+
+
+def choose_step(backend: str, shape: tuple[int, int, int, int], platform: str) -> str:
+  """How one new token a row attends to its cache: 'kernel' (`attention_decode`) or 'products'.
+
+  Args:
+    backend: of the model, one of `BACKENDS`; 'auto' and 'cudnn' take the kernel where it can run.
+    shape: (N, 1, H, C) of the queries, of all devices together.
+    platform: see `sharding.platform`; the kernel is for 'cuda'.
+  """
+  n, _, heads, width = shape
+  rows, parts = sharding.row_and_head_shards()
+  fits = width <= _CUDNN_WIDTHS[2] and n % rows == 0 and heads % parts == 0
+  return 'kernel' if backend in ('auto', 'cudnn') and platform == 'cuda' and fits else 'products'
+
+
+def attend_step(
+  backend: str,
+  query: Float[Array, 'N 1 H C'],
+  key: Float[Array, 'N S H C'],
+  value: Float[Array, 'N S H C'],
+  mask: Bool[Array, 'N S'],
+  end: Int[Array, 'N'],
+) -> Float[Array, 'N 1 H C']:
+  """`attend_one` by what `choose_step` takes; nothing at or after column `end` of a row is seen."""
+  if choose_step(backend, query.shape, sharding.platform()) == 'products':
+    return attend_one(query, key, value, mask)
+  kernel = functools.partial(attention_decode.attend, interpret=False)
+  return sharding.by_rows_and_heads(kernel)(query, key, value, (mask, end))
