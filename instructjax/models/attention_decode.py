@@ -25,18 +25,19 @@ _MASKED = -1e30
 
 def _kernel(end_ref, query_ref, key_ref, value_ref, bias_ref, out_ref, *, padded: int):
   size, width = key_ref.shape
-  channels = jnp.arange(padded)
-  query = triton.load(query_ref.at[pl.ds(0, padded)], mask=channels < width, other=0.0)
+  whole = pl.ds(0, padded)
+  channels = jnp.arange(padded) < width
+  query = triton.load(query_ref.at[whole], mask=channels, other=0.0)
   query = query.astype(jnp.float32) * width**-0.5
 
   def step(block, carry):
     largest, total, out = carry
     at = pl.ds(block * _BLOCK, _BLOCK)
     inside = block * _BLOCK + jnp.arange(_BLOCK) < size
-    here = inside[:, None] & (channels < width)[None]
     key, value = (
-      triton.load(ref.at[at, pl.ds(0, padded)], mask=here, other=0.0).astype(jnp.float32)
+      triton.load(ref.at[at, whole], mask=inside[:, None] & channels[None], other=0.0)
       for ref in (key_ref, value_ref))
+    key, value = key.astype(jnp.float32), value.astype(jnp.float32)
     bias = triton.load(bias_ref.at[at], mask=inside, other=_MASKED)
     logits = (key * query[None]).sum(1) + bias
     now = jnp.maximum(largest, logits.max())
@@ -46,8 +47,7 @@ def _kernel(end_ref, query_ref, key_ref, value_ref, bias_ref, out_ref, *, padded
 
   start = jnp.float32(_MASKED), jnp.float32(0), jnp.zeros(padded, jnp.float32)
   _, total, out = jax.lax.fori_loop(0, pl.cdiv(end_ref[...], _BLOCK), step, start)
-  triton.store(out_ref.at[pl.ds(0, padded)], (out / total).astype(out_ref.dtype),
-               mask=channels < width)
+  triton.store(out_ref.at[whole], (out / total).astype(out_ref.dtype), mask=channels)
 
 
 def attend(
@@ -64,14 +64,15 @@ def attend(
   mask, end = seen
   n, size, heads, width = key.shape
   bias = jnp.where(mask, 0.0, _MASKED)
-  whole = pl.BlockSpec((None, size, None, width), lambda row, head: (row, 0, head, 0))
-  one = pl.BlockSpec((None, None, None, width), lambda row, head: (row, 0, head, 0))
+  # The heads of a row are neighbours in time as they are in memory.
+  whole = pl.BlockSpec((None, size, None, width), lambda head, row: (row, 0, head, 0))
+  one = pl.BlockSpec((None, None, None, width), lambda head, row: (row, 0, head, 0))
   return pl.pallas_call(
     functools.partial(_kernel, padded=pl.next_power_of_2(width)),
     out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
-    grid=(n, heads),
-    in_specs=[pl.BlockSpec((None,), lambda row, head: (row,)), one, whole, whole,
-              pl.BlockSpec((None, size), lambda row, head: (row, 0))],
+    grid=(heads, n),
+    in_specs=[pl.BlockSpec((None,), lambda head, row: (row,)), one, whole, whole,
+              pl.BlockSpec((None, size), lambda head, row: (row, 0))],
     out_specs=one,
     compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
     interpret=interpret,
