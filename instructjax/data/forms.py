@@ -286,5 +286,4 @@ def _convert(
   values = field_map.apply(row, targets)
   if values.pop('skip', None):
     raise BadRow('its labeler skipped it')
-  common = {name: values[name] for name in _COMMON[kind] if name in values}
-  return FROM_ROW[kind](common | FORMS[form][kind].make(values), default_id, default_source)
+  return FROM_ROW[kind](values | FORMS[form][kind].make(values), default_id, default_source)
