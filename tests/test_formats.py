@@ -362,7 +362,7 @@ def test_every_format_streams(tmp_path, name):
     if name == 'set':
       save_to_disk(path, [table.to_pylist()])
     else:
-      parquet.write_table(table, path, row_group_size=1000, use_dictionary=False)
+      parquet.write_table(table, path, use_dictionary=False)  # one row group
     del table
   arrow_before = pa.total_allocated_bytes()
   most = count = 0
