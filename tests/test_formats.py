@@ -8,6 +8,7 @@ import json
 import os
 import tracemalloc
 
+import ml_collections
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -208,6 +209,23 @@ def test_a_saved_dictionary_asks_for_its_split(tmp_path):
     read(tmp_path / 'all' / 'train', 'test')
 
 
+@pytest.mark.parametrize('content', ['', '{"_data_files": [', '[]', '{}', '{"_data_files": 3}'])
+def test_a_half_written_saved_data_set_is_refused(tmp_path, content):
+  save_to_disk(tmp_path / 'set', [ROWS[:3]])
+  (tmp_path / 'set' / 'state.json').write_text(content)
+  with pytest.raises(ValueError, match=r'state.json is damaged'):
+    read(tmp_path / 'set')
+
+
+def test_a_selection_over_stored_rows_is_refused(tmp_path):
+  save_to_disk(tmp_path / 'set', [ROWS[:3]])
+  state = json.loads((tmp_path / 'set' / 'state.json').read_text())
+  state['_indices_data_files'] = [{'filename': 'indices.arrow'}]
+  (tmp_path / 'set' / 'state.json').write_text(json.dumps(state))
+  with pytest.raises(ValueError, match=r'flatten_indices\(\), save it anew'):
+    read(tmp_path / 'set')
+
+
 def test_a_cut_part_gives_the_rows_before_and_the_next_part(tmp_path):
   names = save_to_disk(tmp_path / 'set', [ROWS[:500], ROWS[500:]])
   part = tmp_path / 'set' / names[0]
@@ -267,8 +285,11 @@ def test_a_tfds_data_set_by_directory(tfds_directory):
   row = next(row for _, row in rows if row['n'] == 4)
   assert row == {'question': 'q4 \u00e9', 'answers': ['a', 'b', 'c'], 'grades': [1.0, 1.0, 2.0],
                  'messages': {'role': ['user'], 'content': ['x']}, 'n': 4}
+  assert len(read(path, 'train[:10%]')[0]) == 20
   with pytest.raises(ValueError, match="has the splits train, test, not 'valid'"):
     read(path, 'valid')
+  with pytest.raises(ValueError):
+    read(path, 'train[:ten]')
 
 
 def test_a_tfds_data_set_by_name_becomes_records(tfds_directory, monkeypatch):
@@ -399,6 +420,14 @@ def test_formats_by_name_and_what_is_refused(tmp_path):
     Source.from_config({'path': 'x', 'kind': 'prompts', 'forms': 'hh'})
   with pytest.raises(ValueError, match='kind is missing'):
     Source.from_config({'path': 'x'})
+  with pytest.raises(ValueError, match="fields is 'q', which is not a mapping from targets"):
+    Source.from_config({'path': 'x', 'kind': 'prompts', 'fields': 'q'})
+  with pytest.raises(ValueError, match='path is 3, which is not text'):
+    Source.from_config({'path': 3, 'kind': 'prompts'})
+  made = Source.from_config(ml_collections.ConfigDict(
+    {'path': 'x.csv', 'kind': 'rankings', 'fields': {'responses': ['a', 'b']}}))
+  assert made.fields == {'responses': ['a', 'b']} or made.fields == {'responses': ('a', 'b')}
+  assert made.converter()({'prompt': 'p', 'a': '1', 'b': '2', 'ranking': [[1], [0]]}, 'i', 's')
 
 
 def test_a_log_takes_rows_at_once_and_keeps_only_counts(tmp_path):

@@ -2,7 +2,7 @@
 
 Any data set prepared as array_record: by name (`tfds:NAME`, `tfds:NAME/CONFIG:VERSION`) from the
 data directory of TFDS (the environment's TFDS_DATA_DIR), or by the path of its directory. Text
-comes back as bytes and is decoded; arrays become lists; an example is row index + 1.
+comes back as bytes and is decoded; arrays become lists; rows count from 1 in stored order.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _builder(path: str):
     if path.startswith(PREFIX):
       return tfds.builder(path.removeprefix(PREFIX), try_gcs=False)
     return tfds.builder_from_directory(path)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, ImportError) as error:
     reason = str(error).strip().partition('\n')[0]
     raise ValueError(f'no TFDS data set {path}: {reason}') from None
 
@@ -38,7 +38,7 @@ def _split_name(builder, path: str, split: str) -> str:
                      "is, or prepare it with file_format='array_record'")
   if not split and len(splits) == 1:
     return splits[0]
-  if split not in splits:
+  if split.partition('[')[0] not in splits:  # train[:10%] is a part of one
     raise ValueError(f'{path} has the splits {", ".join(splits)}, not {split!r}: name one')
   return split
 
@@ -52,7 +52,7 @@ def _examples(path: str, split: str, rejected: Rejected) -> Iterator[tuple[int, 
   except NotImplementedError:
     raise ValueError(f"{path} is not prepared as array_record: prepare it again with "
                      "file_format='array_record'") from None
-  except _DAMAGE as error:
+  except (RuntimeError, OSError) as error:
     rejected.add(path, 0, 'data set cannot be opened', str(error)[:200])
     return
   for start in range(0, count, _BATCH_ROWS):

@@ -61,13 +61,19 @@ class Source:
   def from_config(cls, config: Mapping[str, Any]) -> 'Source':
     """A source from a mapping; ValueError where it has an unknown key or lacks path or kind."""
     known = [field.name for field in dataclasses.fields(cls)]
-    for key in config:
+    values = {}
+    for key, value in config.items():
       if key not in known:
         raise ValueError(f'source: unknown key {key!r}; known are {", ".join(known)}')
+      maps = key in ('fields', 'templates', 'constants')
+      if not (hasattr(value, 'items') if maps else isinstance(value, str)):
+        raise ValueError(f'source: {key} is {value!r}, which is not '
+                         f'{"a mapping from targets" if maps else "text"}')
+      values[key] = dict(value) if maps else value
     for key in ('path', 'kind'):
-      if not config.get(key):
+      if not values.get(key):
         raise ValueError(f'source: {key} is missing')
-    return cls(**config)
+    return cls(**values)
 
   @property
   def reader(self) -> Format:

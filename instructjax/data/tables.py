@@ -116,7 +116,7 @@ def _arrow_files(path: str, split: str) -> list[pathlib.Path]:
   """The Arrow streams of a saved data set, or of one split of a saved dictionary of them."""
   root = pathlib.Path(path)
   if (root / 'dataset_dict.json').is_file():
-    splits = json.loads((root / 'dataset_dict.json').read_text(encoding='utf-8'))['splits']
+    splits = _described(root / 'dataset_dict.json', 'splits')['splits']
     if not split and len(splits) == 1:
       split = splits[0]
     if split not in splits:
@@ -126,8 +126,20 @@ def _arrow_files(path: str, split: str) -> list[pathlib.Path]:
     refuse_split(path, split)
   if not (root / 'state.json').is_file():
     raise ValueError(f'{root} holds no state.json: it was not written by save_to_disk, or in part')
-  state = json.loads((root / 'state.json').read_text(encoding='utf-8'))
+  state = _described(root / 'state.json', '_data_files')
+  if state.get('_indices_data_files') or state.get('_indices_files'):
+    raise ValueError(f'{root} is a selection over stored rows: flatten_indices(), save it anew')
   return [root / file['filename'] for file in state['_data_files']]
+
+
+def _described(path: pathlib.Path, key: str) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged: {error}') from None
+  if not isinstance(found, dict) or not isinstance(found.get(key), list):
+    raise ValueError(f'{path} is damaged: it has no list {key}')
+  return found
 
 
 def _arrow_rows(path: str, split: str, rejected: Rejected) -> Numbered:
