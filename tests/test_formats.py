@@ -341,7 +341,7 @@ def test_any_bytes_end_without_an_exception(tmp_path_factory, name, content):
   assert not set(numbers) & {r.line for r in rejected.rows}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(['x.jsonl', 'x.jsonl.gz', 'x.csv', 'x.parquet']), st.integers(0, 2**30),
        st.integers(0, 7), st.booleans())
 def test_a_damaged_good_file_is_read_as_far_as_it_is_whole(
