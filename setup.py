@@ -37,6 +37,8 @@ setup(
     'gpu': ['jax[cuda12]>=0.10,<0.12'],
     'tpu': ['jax[tpu]>=0.10,<0.12'],
     'tracking': ['wandb>=0.18'],
+    'pii': ['presidio-analyzer>=2.2.360,<2.3'],  # its recognizers that need no model
+    'languages': ['py3langid>=0.4,<0.5'],
   },
   classifiers=[
     'Intended Audience :: Science/Research',

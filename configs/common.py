@@ -83,6 +83,33 @@ def limits(*, prompt_tokens: int, response_tokens: int) -> ConfigDict:
   return c
 
 
+def prompt_rules(*, repeats: str = 'prompt') -> ConfigDict:
+  """What rows must pass, and their splits (`instructjax/data/apply_rules.py`)."""
+  c = ConfigDict()
+  # Names, in order. 'consent': a row whose consent is not true is refused. 'provenance': as
+  # refuse_provenance. 'repeats': one of all prompts that share a long prefix. 'cap': so many rows
+  # of a user. 'personal': no personal data in the training split.
+  c.rules = ('repeats', 'cap', 'personal')
+  # Words for where a prompt comes from; 'unknown' stands for rows that do not say.
+  c.refuse_provenance = ('labeler',)
+  # Characters from which a common prefix is long; the paper does not give its number.
+  c.prefix_characters = 200
+  # Rows with the whole prompt of a kept one: 'prompt' drops them, 'row' only those that say the
+  # same altogether, so that a prompt may have several responses, or labels.
+  c.repeats = repeats
+  # Rows of one 'user' or 'organisation' (users without one: each).
+  c.cap = 200
+  c.cap_by = 'organisation'
+  # Share of the users, or of the prompts of rows without one; another salt, another split.
+  c.splits = ConfigDict({'train': 0.8, 'valid': 0.12, 'test': 0.08})
+  c.salt = 'splits'
+  # 'patterns', 'presidio' (extra `pii`) or both; the splits they look at; True: responses too.
+  c.personal_finders = ('patterns',)
+  c.personal_splits = ('train',)
+  c.personal_responses = False
+  return c
+
+
 def tracking() -> ConfigDict:
   """Where metrics go besides metrics.jsonl."""
   c = ConfigDict()

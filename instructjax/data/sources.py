@@ -293,11 +293,10 @@ def split_by_hash(
   Returns:
     The rows of each split in their first order; a split may be empty.
   """
-  if abs(sum(fractions.values()) - 1) > 1e-9 or min(fractions.values()) < 0:
-    raise ValueError(f'fractions {dict(fractions)} must be at least 0 and sum to 1')
+  check_fractions(fractions)
   splits: dict[str, list[Row]] = {name: [] for name in fractions}
   for row in rows:
-    splits[_draw(f'{salt}\n{key(row)}', fractions)].append(row)
+    splits[draw_split(key(row), fractions, salt)].append(row)
   return splits
 
 
@@ -321,8 +320,15 @@ def drop_shared_prompts(
   return {name: kept[name] for name in splits}
 
 
-def _draw(text: str, fractions: Mapping[str, float]) -> str:
-  digest = hashlib.sha256(text.encode('utf-8')).digest()
+def check_fractions(fractions: Mapping[str, float]) -> None:
+  """Raises ValueError unless the shares of the splits are at least 0 and sum to 1."""
+  if abs(sum(fractions.values()) - 1) > 1e-9 or min(fractions.values()) < 0:
+    raise ValueError(f'fractions {dict(fractions)} must be at least 0 and sum to 1')
+
+
+def draw_split(key: str, fractions: Mapping[str, float], salt: str) -> str:
+  """The split of one key: what `split_by_hash` does, a row at a time."""
+  digest = hashlib.sha256(f'{salt}\n{key}'.encode()).digest()
   u = int.from_bytes(digest[:8], 'big') / 2**64
   total = 0.0
   for name, fraction in fractions.items():
