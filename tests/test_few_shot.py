@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from instructjax.data import few_shot
 from instructjax.data.few_shot import FewShot, Form, expand, expand_prompts
-from instructjax.data.sources import Rejected
+from instructjax.data.rejected import Rejected
 
 FORM = Form()
 

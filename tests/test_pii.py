@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax.data import pii
+from instructjax.data import pii, pii_finders
 
 EACH = 400
 # Found of a kind, in percent: about two less than was seen, which is above.
@@ -105,7 +105,7 @@ def test_no_text_takes_long(piece):
 
 def test_presidio_adds_what_patterns_miss():
   pytest.importorskip('presidio_analyzer', reason="needs the extra 'pii'")
-  both = pii.make_finder(('patterns', 'presidio'))
+  both = pii_finders.make_finder(('patterns', 'presidio'))
   assert both('mob. 9876543210') >= {'phone'} and not pii.find_kinds('mob. 9876543210')
   assert both('bo@acme.com, 81.2.69.160') == {'email', 'ip'}
   assert both('Explain the moon landing to a 6 year old') == set()
@@ -116,7 +116,7 @@ def test_recall_of_presidio():
   pytest.importorskip('presidio_analyzer', reason="needs the extra 'pii'")
   for names, seen, unseen, looks in ((('presidio',), 53, 46, 21),
                                      (('patterns', 'presidio'), 91, 65, 21)):
-    find = pii.make_finder(names)
+    find = pii_finders.make_finder(names)
     totals = []
     for makers in (planted.SEEN, planted.UNSEEN):
       texts = [t for found in planted.planted(1, EACH, makers).values() for t in found]

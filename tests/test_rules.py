@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from configs import common
 from instructjax.data import apply_rules, pii, rules, sources
 from instructjax.data.records import Demonstration, Prompt, Ranking
-from instructjax.data.sources import Rejected
+from instructjax.data.rejected import Rejected
 
 PREFIX = 12
 FRACTIONS = {'train': 0.6, 'valid': 0.25, 'test': 0.15}

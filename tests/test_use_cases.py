@@ -67,8 +67,8 @@ def test_languages():
   assert detect('bonjour le monde, comment allez vous') == 'fr'
   assert detect('') is None and detect('12 * 3') is None and detect('hello!') is None
   english = ['Explain the moon landing to a six year old in a few sentences.'] * 24
-  shares = use_cases.language_shares(
-    [*english, 'Escribe un resumen de este artículo en dos frases para mis alumnos de la escuela.', '1 + 1'], detect)
+  spanish = 'Escribe un resumen de este artículo en dos frases para mis alumnos de la escuela.'
+  shares = use_cases.language_shares([*english, spanish, '1 + 1'], detect)
   assert shares.counts == {'en': 24, 'es': 1} and shares.unknown == 1
   assert shares.percent('en') == 96
   assert '96.0 (paper: over 96)' in use_cases.language_table(shares)

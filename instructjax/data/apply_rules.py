@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from instructjax.config import require_choice, require_range
-from instructjax.data import pii, rules
+from instructjax.data import pii_finders, rules
+from instructjax.data.rejected import Path, Rejected
 from instructjax.data.rules import Index, Row
-from instructjax.data.sources import Path, Rejected, check_fractions
+from instructjax.data.sources import check_fractions
 
 NAMES = ('consent', 'provenance', 'repeats', 'cap', 'personal')
 # Always the last rule, and not by name: one prompt is never in two splits.
@@ -82,7 +83,7 @@ def check(config) -> None:
     if not isinstance(word, str):
       raise ValueError(f'refuse_provenance {word!r} is not a word such as {rules.UNKNOWN!r}')
   if 'personal' in config.rules:
-    pii.make_finder(config.personal_finders)
+    pii_finders.make_finder(config.personal_finders)
 
 
 def stream(
@@ -121,7 +122,7 @@ def _rule(name: str, config, index: Index, split: Callable[[Row], str]) -> Calla
     return functools.partial(rules.cap_per_user, index=index, limit=config.cap, by=config.cap_by)
   if name == 'personal':
     return functools.partial(
-      rules.drop_personal, find=pii.make_finder(config.personal_finders),
+      rules.drop_personal, find=pii_finders.make_finder(config.personal_finders),
       where=lambda row: split(row) in config.personal_splits, responses=config.personal_responses)
   return functools.partial(rules.drop_shared, index=index, split=split)
 

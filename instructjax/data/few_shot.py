@@ -16,7 +16,7 @@ from typing import Any
 
 from instructjax.data import records, sources
 from instructjax.data.records import Demonstration, Prompt
-from instructjax.data.sources import Path, Rejected
+from instructjax.data.rejected import Path, Rejected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +144,15 @@ def _pair(pair: Any) -> tuple[str, str]:
 
 
 def read_few_shot(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[FewShot]:
-  """Tasks of one or more files of JSON lines, in order; bad rows go to `rejected`."""
+  """Tasks of one or more files, in order and with ids of their own; bad rows go to `rejected`."""
+  seen: set[str] = set()
   for path in [paths] if isinstance(paths, (str, pathlib.Path)) else paths:
-    stem = pathlib.Path(path).name.removesuffix('.gz').removesuffix('.jsonl')
-    for number, row in sources.read_objects(path, rejected):
+    name = sources.Source(str(path), kind='').name
+    for number, row in sources.open_rows(path, rejected):
+      place = f'{name}-{number:06d}'
       try:
-        yield few_shot_from_row(row, f'{stem}-{number:06d}', stem)
+        task = few_shot_from_row(row, place, name)
       except ValueError as error:
         rejected.add(path, number, str(error), str(row.get('id'))[:100])
+        continue
+      yield dataclasses.replace(task, id=sources.unique_id(task.id, place, seen, rejected))

@@ -1,5 +1,6 @@
-"""The language of a text, by py3langid (extra `languages`): a kept-up langid.py, the paper's tool, with
-its model in the package.
+"""The language of a text, by py3langid (extra `languages`): the paper's langid.py, kept up.
+
+Its model is in the package: nothing is fetched.
 """
 
 from collections.abc import Callable

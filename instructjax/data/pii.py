@@ -8,7 +8,7 @@ versions and listings pass.
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 Finder = Callable[[str], set[str]]
@@ -31,7 +31,6 @@ _STREET = (r'(?:street|st|avenue|ave|road|rd|boulevard|blvd|lane|ln|drive|dr|cou
            r'square|sq|terrace|terr|highway|hwy|parkway|pkwy|crescent|close|mews|loop)')
 # Between a word such as "phone" and its number: "number is", "no.:", "#".
 _NAMED = r"\.?(?: ?(?:number|num|no|nr|id)\b\.?)?(?:'s| is| was|)[ :#=(]{1,4}"
-
 
 # Countries with the length of their account numbers (the ISO 13616 registry).
 _IBAN_LENGTHS = (
@@ -211,27 +210,3 @@ def find_all(text: str) -> Iterator[Personal]:
 def find_kinds(text: str) -> set[str]:
   """The kinds of personal data in `text`, of `KINDS`."""
   return {found.kind for found in find_all(text)}
-
-
-FINDERS = ('patterns', 'presidio')
-
-
-def make_finder(names: Iterable[str]) -> Finder:
-  """What any of the finders named finds: 'patterns' are those here, 'presidio' needs an extra.
-
-  Raises:
-    ValueError: no finder is named, or one that is not there.
-    ImportError: Presidio is not installed.
-  """
-  finders = []
-  for name in names:
-    if name == 'patterns':
-      finders.append(find_kinds)
-    elif name == 'presidio':
-      from instructjax.data import pii_presidio  # heavy, and an extra
-      finders.append(pii_presidio.make_finder())
-    else:
-      raise ValueError(f'personal_finders has {name!r}; it may have {", ".join(FINDERS)}')
-  if not finders:
-    raise ValueError(f'personal_finders is empty: name some of {", ".join(FINDERS)}')
-  return lambda text: set().union(*(find(text) for find in finders))

@@ -15,7 +15,8 @@ import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
-from instructjax.data.sources import Rejected, draw_split, normalised_prompt, prompt_key, split_key
+from instructjax.data.rejected import Rejected
+from instructjax.data.sources import draw_split, normalised_prompt, prompt_key, split_key
 
 Row = TypeVar('Row')
 
