@@ -1,7 +1,7 @@
 """cuDNN's attention and the decode kernel against the plain ones, on an NVIDIA GPU.
 
-`python tests/attention_on_gpu.py`; `test_attention.py` starts it where there is one, since the tests
-themselves run on CPU devices.
+`python tests/attention_on_gpu.py`; `test_attention.py` starts it where there is one, since the
+tests themselves run on CPU devices.
 """
 
 import os

@@ -16,6 +16,22 @@ With `--grow AXIS` the training step of an item is measured at several values of
 row), K (responses of a prompt), the batch or the number of devices, and the slope of the logarithms
 is put in words. Devices are simulated on the CPU, in a process of its own: the compiled program
 tells what they say to each other and what each holds; their seconds tell nothing.
+
+Seen on one NVIDIA H200 (driver 580.159, jax 0.11.2 with CUDA 13), GPT-3 1.3B (24 layers of width
+2,048), bfloat16 with float32 parameters, `--size 1.3b --shapes paper --dtype bfloat16 --remat dots
+--logits_mib 4096`:
+
+  --items sft       32 rows of 2,048 tokens: 1.227 s (1.222 to 1.230, five steps), 53,400 tokens/s,
+                    452 TFLOP/s, 65 % of what a product of 8,192 x 8,192 matrices reached beside it
+                    (695) and 63 % of the best such product seen on the card (717). 96 GB. With all
+                    layers unrolled 4 % quicker, and 30 instead of 12 s to compile
+  --items decode    128 responses of 512 tokens to prompts of 512: 6.90 ms a step, 22 GB of
+                    parameters and live cache at 3.18 TB/s, 83 % of a copy beside it (3.79 to 3.97).
+                    As products and sums, without the kernel, 11.3 ms. Reading the prompts 0.31 s
+  --items ppo_ptx --slots 64 --repeats 1
+                    512 episodes of 512 + 512 tokens in 8 minibatches, 4,096 documents of 1,024
+                    tokens; policy, ref, reward and value of 1.3B each: 125.5 s, of them 21.2
+                    rollout, 10.4 scoring, 93.9 training; 380 TFLOP/s, 58 %
 """
 
 import argparse

@@ -75,6 +75,13 @@ class Context:
     return sharding.on_mesh(self.mesh, lambda: attention.choose(
       model.attention, shape, model.compute_dtype, sharding.platform()))()
 
+  def attention_step(self, role: str, rows: int) -> str:
+    """How a network attends to its cache where `rows` responses grow by one token."""
+    model = self.model(role)
+    shape = rows, 1, model.heads, model.width // model.heads
+    return sharding.on_mesh(self.mesh, lambda: attention.choose_step(
+      model.attention, shape, sharding.platform()))()
+
   def rules(self, role: str) -> dict:
     role = {'ref': 'policy'}.get(role, role)
     return dict(self.config.rules[role])

@@ -249,6 +249,8 @@ def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:
     'attention': ctx.attention('policy', episode),
     'attention_value': ctx.attention('value', episode),
     'attention_prompts': ctx.attention('policy', limits.prompt_tokens),
+    'attention_steps': ctx.attention_step(
+      'policy', c.batch_size if c.rollout_slots is None else c.rollout_slots),
     'validations': [{k: v for k, v in m.items() if k != 'split'} for m in valid]}
   rows = [{'metric': f'{k}_validation', 'model': name, 'value': chosen[k]}
           for k in ('kl', 'score', 'gold', 'pretrain/loss') if k in chosen]
