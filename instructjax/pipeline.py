@@ -6,8 +6,8 @@ import time
 import jax
 
 from instructjax import config as config_lib
-from instructjax import hooks
-from instructjax.display import stage_table
+from instructjax import distributed, hooks
+from instructjax.display import say, stage_table
 from instructjax.profiling import ProfiledSteps
 from instructjax.stages import collect, dpo, evaluate, language, ppo, reward_model, select
 from instructjax.stages.context import Context, make_context
@@ -103,13 +103,14 @@ def _claim(config, workdir: pathlib.Path) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   hooks.write_json_atomic(path, config_lib.to_dict(config))
   hooks.write_json_atomic(workdir / 'environment.json', hooks.environment())
+  distributed.written_by_first(path)
 
 
 def run_stage(ctx: Context, name: str) -> dict:
   """One stage, or nothing if it is complete; its summary."""
   directory = ctx.directory(name)
-  if (directory / 'summary.json').exists():
-    print(f'{name}: complete, skipped')
+  if distributed.from_first((directory / 'summary.json').exists()):
+    say(f'{name}: complete, skipped')
     return ctx.summary(name)
   directory.mkdir(parents=True, exist_ok=True)
   c = ctx.config[name]
@@ -132,8 +133,9 @@ def _report_rejected(ctx: Context, where: str, before: int) -> None:
   """Writes and counts the rows set aside since there were `before` of them."""
   new = len(ctx.rejected.rows) - before
   if new:
-    ctx.rejected.write(ctx.workdir / 'rejected.jsonl')
-    print(f'{where}: set aside {new} rows (rejected.jsonl); in all {ctx.rejected.counts()}')
+    if distributed.is_first():
+      ctx.rejected.write(ctx.workdir / 'rejected.jsonl')
+    say(f'{where}: set aside {new} rows (rejected.jsonl); in all {ctx.rejected.counts()}')
 
 
 def run(

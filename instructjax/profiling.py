@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from instructjax import distributed
+
 
 class ProfiledSteps(NamedTuple):
   """Steps `first` to `last` of a stage; steps count from 1."""
@@ -35,11 +37,13 @@ def parse_profile(text: str) -> ProfiledSteps:
 class StepProfiler:
   """A hook of the loop that traces `steps` into `<directory>/profile`.
 
-  The first steps of a process hold its compilation; choose later ones.
+  The first steps of a process hold its compilation; choose later ones. With several processes the
+  first one traces its own devices.
   """
 
   def __init__(self, steps: ProfiledSteps | None, stage: str, directory: pathlib.Path):
-    self._steps = steps if steps is not None and steps.stage == stage else None
+    mine = steps is not None and steps.stage == stage and distributed.is_first()
+    self._steps = steps if mine else None
     self._path = directory / 'profile'
     self._running = False
 

@@ -121,6 +121,20 @@ def put_batch(mesh: Mesh, batch: Any, *, axis: int) -> Any:
   return jax.tree.map(one, batch)
 
 
+def fetch(tree: Any) -> Any:
+  """Host copies of arrays, whole on every process.
+
+  What other processes hold is gathered first, so all of them make the same call. An array that is
+  whole here anyway is only copied.
+  """
+  def whole(x):
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+      return x
+    return jax.device_put(x, replicated(x.sharding.mesh))
+
+  return jax.device_get(jax.tree.map(whole, tree))
+
+
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:
   """`function` for `jax.jit`, its trace knowing the mesh.
 

@@ -2,11 +2,14 @@
 # Sourced by the scripts beside it: finds a Python that works, and makes or reuses the virtual
 # environment with this checkout installed in it.
 #
-#   PYTHON            the interpreter to make the environment with (default: the newest supported)
-#   INSTRUCTJAX_VENV  where the environment is (default: .venv of the checkout)
+#   PYTHON              the interpreter to make the environment with (default: the newest supported)
+#   INSTRUCTJAX_VENV    where the environment is (default: .venv of the checkout)
+#   INSTRUCTJAX_PYTHON  an interpreter that has what instructjax needs (a container's, a module's):
+#                       it is used as it is, and nothing is made or installed
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${INSTRUCTJAX_VENV:-$ROOT/.venv}"
+RUN="${INSTRUCTJAX_PYTHON:-$VENV/bin/python}"
 
 fail() {
   printf '%s\n' "$@" >&2
@@ -56,9 +59,17 @@ print(digest.hexdigest())
 PYTHON_CODE
 }
 
-# prepare_environment [EXTRA]: afterwards $VENV/bin/python runs instructjax of this checkout.
+# prepare_environment [EXTRA]: afterwards "$RUN" runs instructjax of this checkout.
 prepare_environment() {
   local extra="${1:-}" python stamp stamp_file target
+  if [[ -n "${INSTRUCTJAX_PYTHON:-}" ]]; then
+    "$RUN" -c 'import sys; from importlib.util import find_spec
+sys.exit(None in map(find_spec, ("jax", "flax", "orbax", "grain", "ml_collections")))' \
+      >/dev/null 2>&1 || fail \
+      "INSTRUCTJAX_PYTHON=$RUN does not run, or lacks what instructjax needs." \
+      "Install it there (pip install $ROOT), or unset INSTRUCTJAX_PYTHON to have it made."
+    return
+  fi
   stamp_file="$VENV/.instructjax${extra:+-$extra}"
   target="$ROOT${extra:+[$extra]}"
   if ! python_works "$VENV/bin/python"; then

@@ -11,5 +11,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
 keep_memory
 cd "$ROOT"
-exec "$VENV/bin/python" -m instructjax \
+exec "$RUN" -m instructjax \
   --config=configs/quickstart.py --workdir=runs/quickstart "$@"

@@ -10,10 +10,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment test
 cd "$ROOT"
-workers="${INSTRUCTJAX_TEST_WORKERS:-$("$VENV/bin/python" -c '
+workers="${INSTRUCTJAX_TEST_WORKERS:-$("$RUN" -c '
 import os
 print(min(os.cpu_count() or 1, 4))')}"
 # By file: tests of a file share what was compiled. A worker that dies ends the run and names its
 # test; a replaced one can leave pytest-xdist 3.8 waiting for ever.
-exec "$VENV/bin/python" -m pytest -n "$workers" --dist loadfile --max-worker-restart 0 \
+exec "$RUN" -m pytest -n "$workers" --dist loadfile --max-worker-restart 0 \
   -m "not slow" "$@"

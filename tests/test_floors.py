@@ -18,13 +18,13 @@ PACKAGE = ROOT / 'instructjax'
 FLOORS = (
   ('types', 'arrays', 'metrics', 'tree', 'config'),
   ('losses.*', 'rl.*'),
-  ('sharding', 'models.*'),
+  ('rollcall', 'distributed', 'watch', 'sharding', 'models.*'),
   ('data.*', 'scoring', 'sampling', 'generation'),
   ('optimizer', 'train_state', 'algorithm', 'train_step'),
   ('algorithms.*',),
   ('checkpoint', 'evaluators.*', 'hooks', 'profiling', 'display', 'report'),
   ('loop',),
-  ('stages.*', 'pipeline', '__main__', 'plan', 'benchmarks.*'),
+  ('stages.*', 'pipeline', 'preflight', '__main__', 'plan', 'benchmarks.*'),
 )
 
 

@@ -29,18 +29,25 @@ def test_syntax(script):
   assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(shutil.which('shellcheck') is None, reason='shellcheck is not installed')
+# The test extra brings it, beside the interpreter that runs the tests.
+SHELLCHECK = shutil.which('shellcheck', path=f'{pathlib.Path(sys.executable).parent}{os.pathsep}'
+                          f'{os.environ["PATH"]}')
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason='shellcheck is not installed')
 @pytest.mark.parametrize('script', SCRIPTS, ids=_name)
 def test_shellcheck(script):
-  done = _run('shellcheck', '-x', script)
+  done = _run(SHELLCHECK, '-x', script)
   assert done.returncode == 0, done.stdout
 
 
 def test_scripts_to_be_run_can_be_and_stop_at_an_error():
-  for name in ('.ci/run', 'launch/quickstart.sh', 'launch/test.sh'):
+  run = [f'launch/{name}.sh' for name in (
+    'docker', 'gke', 'local', 'quickstart', 'slurm', 'test', 'tpu')]
+  for name in ('.ci/run', *run):
     assert os.access(ROOT / name, os.X_OK), name
     assert (ROOT / name).read_text().startswith('#!/usr/bin/env bash\n'), name
-  for name in ('launch/quickstart.sh', 'launch/test.sh'):
+  for name in run:
     assert 'set -euo pipefail' in (ROOT / name).read_text(), name
 
 
@@ -167,3 +174,12 @@ def test_memory_is_kept_and_settings_of_ones_own_stand(bare):
 
   assert 'glibc.malloc.trim_threshold=' in tunables()
   assert tunables(GLIBC_TUNABLES='glibc.malloc.check=1') == 'glibc.malloc.check=1'
+
+
+def test_a_python_that_has_all_is_used_as_it_is(bare):
+  bare.add('mine')
+  done = bare(INSTRUCTJAX_PYTHON='mine')
+  assert done.returncode == 0 and done.stdout == '', done.stderr
+  assert not (bare.path / 'venv').exists() and not (bare.path / 'log').exists()
+  done = bare(INSTRUCTJAX_PYTHON='mine', WORKS='1')
+  assert done.returncode == 1 and 'lacks what instructjax needs' in done.stderr

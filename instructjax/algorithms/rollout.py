@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from instructjax import generation, scoring, sharding
+from instructjax import distributed, generation, scoring, sharding
 from instructjax.algorithms import ppo
 from instructjax.data import episodes
 from instructjax.metrics import Mean
@@ -28,7 +28,8 @@ class ModelReward(NamedTuple):
 class FunctionReward(NamedTuple):
   """Any Python function of (prompt, response, row) as one part of the score.
 
-  `function(prompt: str, response: str, row: Any) -> float`, called on the host for each episode.
+  `function(prompt: str, response: str, row: Any) -> float`, called on the host for each episode, by
+  one of the processes.
   `response` is the decoded response without end-of-text, `row` the source row of the prompt.
   """
 
@@ -51,15 +52,17 @@ def function_scores(part: FunctionReward, rows, samples, decode: Callable) -> np
     ValueError: the function gives something that is not a finite number.
   """
   tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
-  out = np.empty(len(rows), np.float32)
-  for i, row in enumerate(rows):
+
+  def score(i: int) -> float:
     response = decode(tokens[i][mask[i]].tolist())
-    out[i] = part.function(row.prompt, response, row.row)
-    if not np.isfinite(out[i]):
+    found = np.float32(part.function(rows[i].prompt, response, rows[i].row))
+    if not np.isfinite(found):
       raise ValueError(
-        f'reward function {part.name!r} gave {out[i]} for prompt {row.prompt!r} and response '
+        f'reward function {part.name!r} gave {found} for prompt {rows[i].prompt!r} and response '
         f'{response!r}; it must give a finite number')
-  return out
+    return found
+
+  return distributed.shared_out(len(rows), score)
 
 
 def _make_layout(
@@ -160,7 +163,7 @@ def make_collect(
       if isinstance(part, ModelReward):
         scores[part.name] = model_scores[part.name](frozen[part.role], rows, gather)
       else:
-        host = function_scores(part, batch['records'], jax.device_get(samples), decode)
+        host = function_scores(part, batch['records'], sharding.fetch(samples), decode)
         scores[part.name] = sharding.put_batch(mesh, host, axis=0)
     experience, metrics = finish(
       params, frozen['ref'], extras['kl_coef'], rows, gather, samples, scores)

@@ -51,7 +51,7 @@ class LikelihoodEvaluator:
     """Losses of all documents, in the loader's order."""
     total, weights = np.zeros(self._size), np.zeros(self._size)
     for indices, group, weight, batch in self._batches:
-      losses = np.asarray(jax.device_get(self._losses(params, batch)), np.float64)
+      losses = np.asarray(sharding.fetch(self._losses(params, batch)), np.float64)
       counted = weight > 0
       items = indices[group[counted] - 1]
       np.add.at(total, items, losses[counted] * weight[counted])

@@ -94,7 +94,7 @@ class PolicyEvaluator:
     size = max(self.batch_size // samples // shards, 1) * shards
     parts = []
     for real, chunk in self._chunks(prompts, 1, size):
-      out = jax.device_get(run(params, chunk, key))
+      out = sharding.fetch(run(params, chunk, key))
       parts.append(jax.tree.map(lambda x, n=real * samples: np.asarray(x)[:n], out))
     merged = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
     shape = lambda x: x.reshape(len(prompts), samples, *x.shape[1:])  # noqa: E731
@@ -110,7 +110,7 @@ class PolicyEvaluator:
       tokens, mask, ended, logprobs = (x[rows] for x in flat)
       device = sharding.put_batch(
         self.mesh, Samples(tokens, mask, logprobs, ended), axis=0)
-      out.append(np.asarray(jax.device_get(run(chunk, device)))[:real])
+      out.append(np.asarray(sharding.fetch(run(chunk, device)))[:real])
       start += self.batch_size
     return np.concatenate(out).reshape(responses.ended.shape)
 

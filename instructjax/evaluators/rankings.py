@@ -43,7 +43,7 @@ class RankingEvaluator:
       k = host.response_mask.shape[-1]
       mask = host.response_mask.reshape(-1, k)
       real = mask.any(-1)
-      scores = np.asarray(jax.device_get(self._scores(params, batch))).reshape(-1, k)
+      scores = np.asarray(sharding.fetch(self._scores(params, batch))).reshape(-1, k)
       parts.append(RankedScores(
         scores[real], mask[real], host.better.reshape(-1, k, k)[real],
         host.length.reshape(-1, k)[real]))

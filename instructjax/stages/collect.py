@@ -6,9 +6,11 @@ of people, ranked by the simulated labelers of the miniature world with ties.
 
 import gzip
 import json
+import os
 
 import numpy as np
 
+from instructjax import distributed
 from instructjax.stages import sampling
 from instructjax.stages.context import Context
 
@@ -60,7 +62,8 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
 
 def _write(ctx: Context, c, split, name, prompts, rng, sampled, extra) -> dict:
   found = {'rankings': 0, 'responses': 0, 'too_few_distinct': 0}
-  path = ctx.directory(name) / f'{split}.jsonl.gz'
+  # Every process draws and counts the same; the first one's lines are kept.
+  path = ctx.directory(name) / f'{split}.jsonl.gz' if distributed.is_first() else os.devnull
   with gzip.open(path, 'wt', encoding='utf-8', compresslevel=1) as file:
     for number, (prompt, pool, others) in enumerate(zip(prompts.prompts, sampled, extra)):
       want = int(rng.integers(c.min_responses, c.max_responses + 1))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from instructjax import sharding, train_state
+from instructjax import distributed, sharding, train_state
 from instructjax.checkpoint import load_item
 from instructjax.data.corpus import make_corpus
 from instructjax.data.items import Limits
@@ -158,6 +158,7 @@ class Context:
        'low': r.get('low'), 'high': r.get('high'), 'n': r.get('n'), 'seed': self.config.seed}
       for r in rows])
     write_json_atomic(directory / 'summary.json', {**summary, 'complete': True})
+    distributed.written_by_first(directory / 'summary.json')
 
 
 def make_context(config, workdir: pathlib.Path) -> Context:
@@ -171,10 +172,10 @@ def make_context(config, workdir: pathlib.Path) -> Context:
   corpus = make_corpus(config.data, config.data.seed if config.data.seed is not None
                        else config.seed, rejected)
   directory = workdir / 'tokenizer'
-  if (directory / 'tokenizer.json').exists():
-    tokenizer = load_tokenizer(directory)
-  else:
-    tokenizer = corpus.make_tokenizer(config.tokenizer, directory)
+  if distributed.is_first() and not (directory / 'tokenizer.json').exists():
+    corpus.make_tokenizer(config.tokenizer, directory)
+  distributed.written_by_first(directory / 'tokenizer.json')
+  tokenizer = load_tokenizer(directory)
   ctx = Context(config, workdir, mesh, corpus, tokenizer, rejected, Stopper())
   for role, model in config.models.items():
     ctx.attention(role, model.context)

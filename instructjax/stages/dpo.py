@@ -60,7 +60,7 @@ class _HeldOut:
 
   def logprobs(self, params) -> list[np.ndarray]:
     """[G, K] of each batch."""
-    return [jax.device_get(self._logprobs(
+    return [sharding.fetch(self._logprobs(
       params, sharding.put_batch(self._mesh, batch, axis=1)))[0] for batch in self.batches]
 
   def by_item(self, params) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instructjax import distributed
 from instructjax.display import print_table, sample_table
 from instructjax.evaluators import bootstrap, statistics
 from instructjax.evaluators.likelihood import DocumentLosses
@@ -236,9 +237,10 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   for stage in c.traces:
     write_json_atomic(ctx.directory(stage) / 'trace.json', ev.trace(stage))
   samples = _samples(ev, measured, c.shown_samples)
-  with open(ctx.directory(name) / 'samples.jsonl', 'w', encoding='utf-8') as file:
-    for sample in samples:
-      file.write(json.dumps(sample, ensure_ascii=False) + '\n')
+  if distributed.is_first():
+    with open(ctx.directory(name) / 'samples.jsonl', 'w', encoding='utf-8') as file:
+      for sample in samples:
+        file.write(json.dumps(sample, ensure_ascii=False) + '\n')
   _show(name, rows, samples)
   wins = {r['model']: r['value'] for r in rows if r['metric'] == 'win_rate'
           and r['baseline'] == c.baseline and r['judge'] == (

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from instructjax import config as config_lib
-from instructjax import loop, optimizer, sharding, train_state
+from instructjax import distributed, loop, optimizer, sharding, train_state
 from instructjax.algorithm import Algorithm
 from instructjax.checkpoint import Checkpoints
 from instructjax.data.pipeline import prefetch
-from instructjax.display import Progress, sample_table
+from instructjax.display import Progress, sample_table, say
 from instructjax.hooks import MetricsWriter
 from instructjax.losses.policy import explained_variance
 from instructjax.metrics import Mean, compute_metrics, merge_metrics
@@ -249,7 +249,7 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
   history = []
   keep = frozenset(stage.keep)
   with Checkpoints(directory / 'checkpoints', keep_last=2, keep_steps=keep) as checkpoints:
-    latest = checkpoints.latest()
+    latest = distributed.from_first(checkpoints.latest())
     if latest is not None:
       state = _from_items(checkpoints.load(latest, _items(train_state.abstract_of(state))))
     start = latest if latest is not None else 0
@@ -298,6 +298,8 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
     last = checkpoints.latest()
     if last < stage.steps and log.reason is None:
       raise Stopped(f'stage {stage.name} was stopped and saved at step {last} of {stage.steps}')
+  # The first process has closed its files: the others may read what the stage left.
+  distributed.barrier(f'{stage.name} trained')
   if log.reason is not None:
-    print(f'{stage.name}: stopped at step {last}: {log.reason}')
+    say(f'{stage.name}: stopped at step {last}: {log.reason}')
   return state, history, f'{stage.name}/checkpoints/{last}'
