@@ -17,6 +17,7 @@ setup(
   python_requires='>=3.11,<3.14',
   install_requires=[
     'absl-py>=2.1',
+    'array-record>=0.7',
     'flax>=0.12.8,<0.13',
     'grain>=0.2.15,<0.3',
     'jax>=0.10,<0.12',  # Python 3.11 gets 0.10: 0.11 needs 3.12

@@ -22,6 +22,8 @@ _BOM = b'\xef\xbb\xbf'
 MAX_LINE_BYTES = 64 * 2**20
 # Rows of a JSONL file that are looked at to learn which fields it has.
 PEEKED_ROWS = 1000
+# Lines after which a reader says again how far it is.
+_TOLD_LINES = 64
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -72,6 +74,8 @@ def _lines(path: Path, rejected: Rejected) -> Iterator[tuple[int, bytes]]:
       if not line:
         return
       number += 1
+      if number % _TOLD_LINES == 0:
+        rejected.read_bytes = raw.tell()
       if len(line) > MAX_LINE_BYTES:
         rejected.add(path, number, 'line is too long', f'more than {MAX_LINE_BYTES} bytes')
         if not line.endswith(b'\n') and not _skip_line(file, path, number, rejected):

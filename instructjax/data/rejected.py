@@ -35,6 +35,7 @@ class Rejected:
   Attributes:
     rows: what was set aside, in order; stays empty with a log.
     notes: legal but worth telling, such as rankings without any preference.
+    read_bytes: of a text file as it is stored, about how many its reader has come through.
   """
 
   def __init__(self, log: Path | None = None):
@@ -47,6 +48,7 @@ class Rejected:
     self.rows: list[RejectedRow] = []
     self.notes: collections.Counter[str] = collections.Counter()
     self._counts: collections.Counter[str] = collections.Counter()
+    self.read_bytes = 0
     self._seen: set[RejectedRow] = set()
     self._log = None if log is None else open(log, 'w', encoding='utf-8', newline='\n')  # noqa: SIM115
 
@@ -54,7 +56,7 @@ class Rejected:
     """Sets one row aside. `reason` is a short constant text; particulars go into `detail`."""
     row = RejectedRow(str(file), line, reason, detail)
     if self._log is not None:
-      self._log.write(_json_line(row))
+      self._log.write(json_line(row))
     elif row in self._seen:  # stages read the same rows again; a row is set aside once
       return
     else:
@@ -69,7 +71,7 @@ class Rejected:
   def write(self, path: Path) -> None:
     """Writes one JSON object for each row in memory."""
     with open(path, 'w', encoding='utf-8', newline='\n') as f:
-      f.writelines(map(_json_line, self.rows))
+      f.writelines(map(json_line, self.rows))
 
   def close(self) -> None:
     """Ends the log, if there is one."""
@@ -77,6 +79,7 @@ class Rejected:
       self._log.close()
 
 
-def _json_line(row: RejectedRow) -> str:
+def json_line(row: RejectedRow) -> str:
+  """One line of rejected.jsonl, with its end."""
   # ASCII, since a detail may hold what UTF-8 cannot.
   return json.dumps(dataclasses.asdict(row)) + '\n'
