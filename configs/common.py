@@ -409,3 +409,44 @@ def evaluate(*, prompts: int) -> ConfigDict:
   c.batch_size = 512
   c.resamples = 2000
   return c
+
+
+def prepare() -> ConfigDict:
+  """Raw files to sharded ones, by `python -m instructjax.data prepare`."""
+  c = ConfigDict()
+  # Entries of `source`, read in this order within a kind.
+  c.sources = ()
+  # Share of the prompts (of the texts, where there are no prompts), as in `real_text`; another
+  # salt, another split.
+  c.valid_fraction = 0.12
+  c.test_fraction = 0.08
+  c.salt = 'splits'
+  # Rows that say the same as an earlier one in all but id and source: 'drop' or 'keep'.
+  c.duplicates = 'drop'
+  # Kind -> `prompt_rules`, for every kind with prompts; rows are then split by their users. Empty:
+  # no rules, and rows are split by their prompts.
+  c.rules = ConfigDict()
+  # Bytes of records in the shards that are finished together, all splits of a kind. This is what a
+  # stop costs, and a shard of the largest split is about this large.
+  c.shard_bytes = 128 * 2**20
+  return c
+
+
+def source(kind: str, path: str) -> ConfigDict:
+  """Rows of one place for `prepare`, and how they become records."""
+  c = ConfigDict()
+  # demonstrations, rankings, comparisons, unpaired, safety, prompts or pretrain.
+  c.kind = kind
+  # A file, a pattern, a directory, or tfds:NAME (`instructjax/data/sources.py`).
+  c.path = path
+  # How the rows are written: a key of FORMS in `instructjax/data/forms.py`.
+  c.form = 'plain'
+  # Of a data set that has several; and the format, where the path does not tell.
+  c.split = ''
+  c.format = ''
+  # Our field -> theirs, a text with theirs in braces, or a value for every row
+  # (`instructjax/data/field_map.py`).
+  c.fields = ConfigDict()
+  c.templates = ConfigDict()
+  c.constants = ConfigDict()
+  return c

@@ -4,7 +4,8 @@
 
 PATH holds demonstrations, rankings and comparisons, prompts and pretrain, each as .jsonl or
 .jsonl.gz (the README describes the forms). A sentencepiece tokenizer is trained on the pretraining
-text and the demonstrations and stored with the run. `:test` shrinks everything for tests.
+text and the demonstrations and stored with the run. `:test` shrinks everything for tests,
+`:prepared=DIR` reads what `python -m instructjax.data prepare` wrote.
 
 Seen on public data (10 M characters of text, 17,000 demonstrations, 21,000 comparisons and
 rankings, 10,500 prompts), seed 1, 2 cores, float32: 21 minutes and 9 GiB.
@@ -45,15 +46,26 @@ def data(directory: str) -> ConfigDict:
   return c
 
 
+def prepared(directory: str) -> ConfigDict:
+  """What `python -m instructjax.data prepare` wrote; it is split already."""
+  c = ConfigDict()
+  c.kind = 'prepared'
+  c.dir = directory
+  c.seed = common.placeholder(int)
+  return c
+
+
 def get_config(arg: str = '') -> ConfigDict:
   """The recipe; see the module's docstring for `arg`."""
-  arg = parse_arg(arg, data_dir='', test=False, seed=1)
+  arg = parse_arg(arg, data_dir='', prepared='', test=False, seed=1)
+  if arg.data_dir and arg.prepared:
+    raise ValueError(f'data_dir={arg.data_dir} and prepared={arg.prepared}: give one of them')
   c = ConfigDict()
   c.title = 'instructjax on real text'
   c.seed = arg.seed
   c.needs = 'about 22 minutes on 2 cores, 9 GiB of memory, 500 MB of disk'
   c.stages = ('pretrain', 'sft', 'rl_init', 'reward_model', 'select', 'ppo', 'evaluate')
-  c.data = data(arg.data_dir)
+  c.data = prepared(arg.prepared) if arg.prepared else data(arg.data_dir)
   c.tokenizer = ConfigDict(
     {'kind': 'sentencepiece', 'vocab_size': 4096, 'max_characters': 20_000_000})
   # Of the rankings of the docstring 2 in 3 have a prompt and two responses within these; 2 in 5

@@ -15,12 +15,13 @@ from instructjax import pipeline
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'quickstart.json'
-RECIPES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'common')
+RECIPES = sorted(
+  p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem not in ('common', 'prepare'))
 
 # Arguments beside '' and 'test' that a recipe offers.
 PRESETS = {'quickstart': (
   'plain', 'plain,test', 'tax', 'dpo', 'dpo,test', 'seed=7', 'sweep', 'sweep,plain'),
-           'real_text': ('data_dir=some/where', 'seed=3')}
+           'real_text': ('data_dir=some/where', 'prepared=some/where', 'seed=3')}
 CASES = [(r, a) for r in RECIPES for a in ('', 'test', *PRESETS.get(r, ()))]
 
 

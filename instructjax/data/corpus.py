@@ -1,11 +1,11 @@
 """What a recipe trains and judges on, behind one interface (floor 3).
 
-A corpus gives text by purpose; stages tokenise it. Two kinds: the embedded miniature world, and
-files of the forms that the README describes.
+A corpus gives text by purpose; stages tokenise it. Three kinds: the embedded miniature world, files
+of the forms that the README describes, and a directory that was prepared of any files.
 """
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from instructjax.data import sources
 from instructjax.data.miniature.judge import best_response, judge
 from instructjax.data.miniature.world import World, WorldSizes
+from instructjax.data.prepared import Prepared
 from instructjax.data.records import Demonstration, Document, Prompt, Ranking
 from instructjax.data.sources import Rejected
 from instructjax.data.tokenizer import (
@@ -126,44 +127,13 @@ class MiniatureCorpus:
     return tokenizer
 
 
-class FileCorpus:
-  """Files in a directory: demonstrations, rankings and comparisons, prompts, pretraining text.
-
-  `<name>.jsonl` or `<name>.jsonl.gz` for each of the names below; rows that cannot be used are set
-  aside in `rejected`. Rows are split by a hash of their prompt (text by a hash of itself), so one
-  prompt is never in two splits, whatever file it stands in.
-  """
+class _SplitCorpus:
+  """Rows that were split when they were read or prepared: {kind: {split: records}}."""
 
   has_gold = False
-  _NAMES = {
-    'demonstrations': ('demonstrations',), 'rankings': ('rankings', 'comparisons'),
-    'prompts': ('prompts',), 'pretrain': ('pretrain',)}
-  _READERS = {
-    'demonstrations': sources.read_demonstrations, 'rankings': sources.read_rankings,
-    'prompts': sources.read_prompts, 'pretrain': sources.read_documents}
 
-  def __init__(self, config, seed: int, rejected: Rejected):
-    """Finds and reads the files.
-
-    Args:
-      config: `dir`; `valid_fraction`, `test_fraction` of the prompts.
-      seed: of the run; the splits do not depend on it.
-      rejected: where rows are set aside.
-
-    Raises:
-      ValueError: no directory given, or a kind of file is missing; names what was looked for.
-    """
-    if not config.dir:
-      raise ValueError('data.dir is empty: name the directory of the JSONL files, as in '
-                       '--config=configs/real_text.py:data_dir=PATH')
-    valid, test = config.valid_fraction, config.test_fraction
-    fractions = {'train': 1 - valid - test, 'valid': valid, 'test': test}
-    self._splits = {}
-    for kind, names in self._NAMES.items():
-      paths = _find(config.dir, names)
-      rows = list(self._READERS[kind](paths, rejected))
-      key = sources.document_key if kind == 'pretrain' else sources.prompt_key
-      self._splits[kind] = sources.split_by_hash(rows, key, fractions, salt='splits')
+  def __init__(self, splits: Mapping[str, Mapping[str, list]]):
+    self._splits = splits
 
   def documents(self, split: str) -> list[Document]:
     return self._splits['pretrain'][split]
@@ -199,6 +169,72 @@ class FileCorpus:
       yield d.text
 
 
+# What a recipe trains on -> the kinds of data that it is read from.
+_NAMES = {
+  'demonstrations': ('demonstrations',), 'rankings': ('rankings', 'comparisons'),
+  'prompts': ('prompts',), 'pretrain': ('pretrain',)}
+
+
+class FileCorpus(_SplitCorpus):
+  """Files in a directory: demonstrations, rankings and comparisons, prompts, pretraining text.
+
+  `<name>.jsonl` or `<name>.jsonl.gz` for each of `_NAMES`; rows that cannot be used are set aside
+  in `rejected`. Rows are split by a hash of their prompt (text by a hash of itself), so one prompt
+  is never in two splits, whatever file it stands in.
+  """
+
+  _READERS = {
+    'demonstrations': sources.read_demonstrations, 'rankings': sources.read_rankings,
+    'prompts': sources.read_prompts, 'pretrain': sources.read_documents}
+
+  def __init__(self, config, seed: int, rejected: Rejected):
+    """Finds and reads the files.
+
+    Args:
+      config: `dir`; `valid_fraction`, `test_fraction` of the prompts.
+      seed: of the run; the splits do not depend on it.
+      rejected: where rows are set aside.
+
+    Raises:
+      ValueError: no directory given, or a kind of file is missing; names what was looked for.
+    """
+    if not config.dir:
+      raise ValueError('data.dir is empty: name the directory of the JSONL files, as in '
+                       '--config=configs/real_text.py:data_dir=PATH')
+    valid, test = config.valid_fraction, config.test_fraction
+    fractions = {'train': 1 - valid - test, 'valid': valid, 'test': test}
+    splits = {}
+    for kind, names in _NAMES.items():
+      paths = _find(config.dir, names)
+      rows = list(self._READERS[kind](paths, rejected))
+      key = sources.document_key if kind == 'pretrain' else sources.prompt_key
+      splits[kind] = sources.split_by_hash(rows, key, fractions, salt='splits')
+    super().__init__(splits)
+
+
+class PreparedCorpus(_SplitCorpus):
+  """What `python -m instructjax.data prepare` wrote, in the splits that it wrote.
+
+  What was set aside is listed in the prepared directory.
+  """
+
+  def __init__(self, config):
+    """Reads the directory `config.dir`.
+
+    Raises:
+      ValueError: it was not prepared to the end, or lacks a kind of data; says what to do.
+    """
+    found = Prepared(config.dir)
+    for names in _NAMES.values():
+      if not set(names) & set(found.kinds):
+        raise ValueError(f'{config.dir} holds {", ".join(found.kinds)}, but no '
+                         f'{" or ".join(names)}: prepare them with the others')
+    super().__init__({
+      kind: {split: [record for name in names for record in found.records(name, split)]
+             for split in SPLITS}
+      for kind, names in _NAMES.items()})
+
+
 def _find(directory, names: tuple[str, ...]) -> list[pathlib.Path]:
   paths = [pathlib.Path(directory) / f'{name}{suffix}'
            for name in names for suffix in ('.jsonl', '.jsonl.gz')]
@@ -208,10 +244,12 @@ def _find(directory, names: tuple[str, ...]) -> list[pathlib.Path]:
   return found
 
 
-def make_corpus(config, seed: int, rejected: Rejected) -> MiniatureCorpus | FileCorpus:
-  """The corpus of a recipe's `data` config, by its `kind`: 'miniature' or 'files'."""
+def make_corpus(config, seed: int, rejected: Rejected) -> Corpus:
+  """The corpus of a recipe's `data` config, by its `kind`: 'miniature', 'files' or 'prepared'."""
   if config.kind == 'miniature':
     return MiniatureCorpus(config, seed)
   if config.kind == 'files':
     return FileCorpus(config, seed, rejected)
-  raise ValueError(f"data.kind {config.kind!r}: use 'miniature' or 'files'")
+  if config.kind == 'prepared':
+    return PreparedCorpus(config)
+  raise ValueError(f"data.kind {config.kind!r}: use 'miniature', 'files' or 'prepared'")
