@@ -1,4 +1,4 @@
-"""What a run shows: progress bars and tables (floor 6).
+"""What a run shows: progress bars and tables (floor 3).
 
 With several processes only the first one prints; the others may make the same calls.
 """

@@ -19,10 +19,10 @@ FLOORS = (
   ('types', 'arrays', 'metrics', 'tree', 'config'),
   ('losses.*', 'rl.*'),
   ('rollcall', 'distributed', 'watch', 'sharding', 'models.*'),
-  ('data.*', 'scoring', 'sampling', 'generation'),
+  ('display', 'data.*', 'scoring', 'sampling', 'generation'),
   ('optimizer', 'train_state', 'algorithm', 'train_step'),
   ('algorithms.*',),
-  ('checkpoint', 'evaluators.*', 'hooks', 'profiling', 'display', 'report'),
+  ('checkpoint', 'evaluators.*', 'hooks', 'profiling', 'report'),
   ('loop',),
   ('stages.*', 'pipeline', 'preflight', '__main__', 'plan', 'benchmarks.*'),
 )
