@@ -216,7 +216,7 @@ def test_good_files_have_no_fault(tmp_path, capsys):
   ({'scores': [3.0, 2.0, float('nan')]}, 'a number is not finite'),
   ({'scores': [1.0, 2.0, 2.0]}, 'scores do not fit the ranking'),
   ({'scores': [3.0, 2.0, 1.0]}, 'scores do not fit the ranking'),
-  ({'scores': [3.0, 2.0]}, 'scores do not fit the ranking'),
+  ({'scores': [3.0, 2.0]}, 'there are not as many scores as responses'),
   ({'responses': ['a', 'b'], 'ranking': [[1], [0]], 'chosen': 0, 'rejected': 1},
    'chosen and rejected do not fit the ranking'),
   ({'id': 'first', 'prompt': 'q'}, 'id stands on an earlier row too'),
@@ -238,10 +238,11 @@ def test_notes_are_no_faults(tmp_path, capsys):
   path = raw_files.write(tmp_path / 'rankings.jsonl', [
     {**GOOD, 'ranking': [[0, 1, 2]], 'id': 'a'}, {**GOOD, 'prompt': '', 'id': 'b'},
     {**GOOD, 'prompt': '\n\nHuman: hi', 'id': 'c'}, {**GOOD, 'prompt': 'lost \ufffd', 'id': 'd'},
-    {**GOOD, 'prompt': 'e', 'pairs': [[1, 0]], 'id': 'e'}])
+    {**GOOD, 'prompt': 'e', 'pairs': [[1, 0]], 'id': 'e'},
+    {**GOOD, 'prompt': 'f', 'scores': [1.0, 1.0, 1.0], 'id': 'f'}])
   assert validate(path) == (0, [])
   text = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
-  assert '5 rows, 0 faults, 5 notes' in text
+  assert '6 rows, 0 faults, 6 notes' in text
 
 
 def test_ids_that_collide_across_files_are_faults(tmp_path):

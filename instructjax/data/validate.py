@@ -4,6 +4,7 @@ Faults make a data set wrong, notes are worth a look. Both carry file and line.
 """
 
 import contextlib
+import itertools
 import math
 import pathlib
 import tempfile
@@ -93,21 +94,38 @@ def _same_responses(row: _Row) -> str | None:
   return None
 
 
-def _scores(row: _Row) -> str | None:
-  """`scores`, higher is better, beside a ranking."""
+def _grouped_scores(row: _Row) -> list[list[float]]:
+  """`scores`, where higher is better, group by group of the ranking beside them."""
+  scores = row.raw.get('scores')
+  if not isinstance(row.record, records.Ranking) or not isinstance(scores, (list, tuple)):
+    return []
+  if len(scores) != len(row.record.responses) or not all(
+      isinstance(score, (int, float)) for score in scores):
+    return []
+  return [[scores[i] for i in group] for group in row.record.ranking]
+
+
+def _number_of_scores(row: _Row) -> str | None:
   scores = row.raw.get('scores')
   if not isinstance(row.record, records.Ranking) or not isinstance(scores, (list, tuple)):
     return None
   if len(scores) != len(row.record.responses):
     return f'{len(scores)} scores, {len(row.record.responses)} responses'
-  if not all(isinstance(s, (int, float)) for s in scores):
-    return None
-  lowest = math.inf
-  for group in row.record.ranking:
-    found = [scores[i] for i in group]
-    if max(found) != min(found) or max(found) >= lowest:
-      return f'scores {list(scores)}, ranking {[list(g) for g in row.record.ranking]}'[:100]
-    lowest = min(found)
+  return None
+
+
+def _scores(row: _Row) -> str | None:
+  groups = _grouped_scores(row)
+  if any(max(group) != min(group) for group in groups) or any(
+      max(worse) > min(better) for better, worse in itertools.pairwise(groups)):
+    return f'scores group by group: {groups}'[:200]
+  return None
+
+
+def _equal_scores(row: _Row) -> str | None:
+  groups = _grouped_scores(row)
+  if any(max(worse) == min(better) for better, worse in itertools.pairwise(groups)):
+    return f'scores group by group: {groups}'[:200]
   return None
 
 
@@ -158,11 +176,13 @@ FAULTS: dict[str, Callable[[_Row], str | None]] = {
   'a number is not finite': _not_finite,
   'a text holds a lone surrogate': _surrogates,
   'two responses are the same text, of different rank': _same_responses,
+  'there are not as many scores as responses': _number_of_scores,
   'scores do not fit the ranking': _scores,
   'chosen and rejected do not fit the ranking': _chosen,
 }
 NOTES: dict[str, Callable[[_Row], str | None]] = {
   'a text holds a character that is none': _characters,
+  'equal scores are of different rank': _equal_scores,
   'a pair does not fit the ranking (votes may be intransitive)': _pairs,
   'a dialogue that does not end with "\\n\\nAssistant:"': _dialogue,
   'the prompt is empty': _empty_prompt,
