@@ -253,12 +253,15 @@ def unpaired_from_row(row: Mapping[str, Any], default_id: str, default_source: s
 def safety_label_from_row(
   row: Mapping[str, Any], default_id: str, default_source: str
 ) -> SafetyLabel:
-  """Fields prompt, response, safe, prompt_safe, of which one of the last two may be null."""
+  """Fields prompt, response, safe, prompt_safe, of which one of the last two may be null.
+
+  A response that is null, or empty as in a CSV cell, is none: then only the prompt was judged.
+  """
   safe, prompt_safe = _truth(row, 'safe'), _truth(row, 'prompt_safe')
   if safe is None and prompt_safe is None:
     raise ValueError('neither safe nor prompt_safe is given')
   response = None
-  if row.get('response') is not None:
+  if row.get('response') not in (None, ''):
     response = _text(row, 'response', empty=False)
   elif safe is not None:
     raise ValueError('safe is given but there is no response')
