@@ -76,6 +76,15 @@ def test_a_csv_without_a_usable_header_is_listed(tmp_path, content):
   assert not rows and rejected.rows
 
 
+@pytest.mark.parametrize('content', [
+  b'caf\xe9,b\n1,2\n3,4\n', b'"a"x,b\n1,2\n', b'x' * 2000 + b',b\n1,2\n3,4\n'])
+def test_a_row_is_not_taken_for_a_header_that_cannot_be_read(tmp_path, monkeypatch, content):
+  monkeypatch.setattr(formats, 'MAX_LINE_BYTES', 1000)
+  rows, rejected = read_bytes(tmp_path, content, 'x.csv')
+  assert not rows and 'header cannot be read' in rejected.counts()
+  assert formats.CSV.columns(str(tmp_path / 'x.csv'), '') is None
+
+
 def test_long_csv_lines_and_rows_are_set_aside(tmp_path, monkeypatch):
   monkeypatch.setattr(formats, 'MAX_LINE_BYTES', 1000)
   long_line = b'"' + b'x' * 2000 + b'",2\n'

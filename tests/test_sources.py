@@ -319,3 +319,10 @@ def test_real_files_have_no_bad_row():
     rejected = sources.Rejected()
     count = sum(1 for _ in reader(directory / f'{name}.jsonl.gz', rejected))
     assert (count, rejected.rows) == (most, []), name
+  rejected = sources.Rejected()
+  made = list(sources.read_records([
+    sources.Source(str(directory / f'{name}.jsonl.gz'), kind) for name, kind in (
+      ('kto', 'unpaired'), ('safety', 'safety'), ('rankings', 'rankings'),
+      ('comparisons', 'rankings'))], rejected))
+  assert (len(made), rejected.rows) == (5295 + 6991 + 2760 + 18195, [])
+  assert len({row.id for row in made}) == len(made)

@@ -132,16 +132,17 @@ def _json_columns(path: str, split: str) -> list[str] | None:
 
 
 class _CsvLines:
-  """Lines for csv.reader: knows where a row began, how long it is and whether it lost a line."""
+  """Lines for csv.reader: knows where a row began, how long it is and whether lines were lost."""
 
   def __init__(self, lines: Iterator[tuple[int, bytes]]):
     self._lines = lines
     self._held: tuple[int, bytes] | None = None
+    self.last = 0
     self.begin()
 
   def begin(self) -> None:
     """A new row starts."""
-    self.first, self.last, self._size, self.is_utf8 = 0, 0, 0, True
+    self.first, self._size, self.is_utf8 = 0, 0, True
 
   def __iter__(self):
     return self
@@ -149,10 +150,12 @@ class _CsvLines:
   def __next__(self) -> str:
     number, line = self._held or next(self._lines)
     self._held = None
-    if self.first and number != self.last + 1:
+    before, self.last = self.last, number
+    # What follows a lost first line is not the header.
+    if number > before + 1 and (self.first or not before):
       self._held = number, line
       raise BadRow('row lost a line')
-    self.first, self.last = self.first or number, number
+    self.first = self.first or number
     self._size += len(line)
     if self._size > MAX_LINE_BYTES:
       raise BadRow('row is too long', f'more than {MAX_LINE_BYTES} bytes')
@@ -163,8 +166,10 @@ class _CsvLines:
       return line.decode('utf-8', 'surrogateescape')
 
 
-def _csv_rows(path: str, delimiter: str, rejected: Rejected) -> Iterator[tuple[int, list[str]]]:
-  """Cells of each row with the line where it begins, the header included; blank rows left out."""
+def _csv_rows(
+  path: str, delimiter: str, rejected: Rejected
+) -> Iterator[tuple[int, list[str] | BadRow]]:
+  """Cells of each row, or why it has none, with the line where it begins; blank rows left out."""
   csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
   lines = _CsvLines(_lines(path, rejected))
   reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -179,7 +184,7 @@ def _csv_rows(path: str, delimiter: str, rejected: Rejected) -> Iterator[tuple[i
     except (BadRow, csv.Error) as error:
       reason = str(error) if isinstance(error, BadRow) else 'row is not CSV'
       detail = f'lines {lines.first} to {lines.last}: {getattr(error, "detail", error)}'
-      rejected.add(path, lines.first, reason, detail)
+      yield lines.first, BadRow(reason, detail)
     else:
       if cells:
         yield lines.first, cells
@@ -190,11 +195,16 @@ def _csv_raw(delimiter: str):
     refuse_split(path, split)
     rows = _csv_rows(path, delimiter, rejected)
     line, header = next(rows, (0, []))
+    if isinstance(header, BadRow):
+      rejected.add(path, line, 'header cannot be read', f'{header}: {header.detail}')
+      return
     if not header or len(set(header)) < len(header) or not all(header):
       rejected.add(path, line, 'header is missing, or has an empty or a double name', str(header))
       return
     for number, cells in rows:
-      if len(cells) != len(header):
+      if isinstance(cells, BadRow):
+        rejected.add(path, number, str(cells), cells.detail)
+      elif len(cells) != len(header):
         rejected.add(path, number, 'row has another number of cells than the header',
                      f'{len(cells)} cells, {len(header)} names')
       else:
@@ -204,7 +214,8 @@ def _csv_raw(delimiter: str):
 
 def _csv_columns(delimiter: str):
   def columns(path: str, split: str) -> list[str] | None:
-    return next((cells for _, cells in _csv_rows(path, delimiter, Rejected())), None)
+    _, header = next(_csv_rows(path, delimiter, Rejected()), (0, None))
+    return None if isinstance(header, BadRow) else header
   return columns
 
 
