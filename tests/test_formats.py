@@ -177,6 +177,28 @@ def test_a_damaged_row_group_leaves_the_others(tmp_path):
   assert 'to row 500' in rejected.rows[0].detail
 
 
+def test_parquet_files_with_a_name_twice_or_not_in_utf8_are_listed(tmp_path):
+  path = tmp_path / 'x.parquet'
+  parquet.write_table(pa.table([[1], [2]], names=['a', 'a']), path)
+  assert places(read(path)[1]) == [(0, 'file is not Parquet or is damaged')]
+  parquet.write_table(pa.table({'name': ['a']}), path, store_schema=False)
+  path.write_bytes(path.read_bytes().replace(b'name', b'n\xe9me'))
+  rows, rejected = read(path)
+  assert not rows and rejected.rows
+  assert tables.PARQUET.columns(str(path), '') is None
+
+
+def test_fewer_rows_than_a_row_group_promised_are_listed(tmp_path, monkeypatch):
+  path = tmp_path / 'x.parquet'
+  parquet.write_table(pa.Table.from_pylist(ROWS[:20]), path, row_group_size=10)
+  whole = parquet.ParquetFile.iter_batches
+  monkeypatch.setattr(parquet.ParquetFile, 'iter_batches', lambda file, *a, row_groups, **k: (
+    batch.slice(0, 7) for batch in whole(file, *a, row_groups=row_groups, **k)))
+  rows, rejected = read(path)
+  assert [n for n, _ in rows] == [*range(1, 8), *range(11, 18)]
+  assert places(rejected) == [(8, 'rows are damaged from here'), (18, 'rows are damaged from here')]
+
+
 @pytest.mark.parametrize('content', [b'', b'PAR1', b'PAR1' * 100, b'{"prompt": "p"}\n'])
 def test_what_is_not_parquet_is_listed(tmp_path, content):
   rows, rejected = read_bytes(tmp_path, content, 'x.parquet')

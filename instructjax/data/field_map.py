@@ -19,6 +19,7 @@ from instructjax.data.rejected import BadRow
 TRUTHS = ('consent', 'label', 'safe', 'prompt_safe', 'flagged', 'prompt_flagged', 'skip')
 NUMBERS = ('weight', 'margin')
 LISTS = ('responses', 'ranking', 'scores', 'ranks', 'messages')
+_CAST = frozenset((*TRUTHS, *NUMBERS, *LISTS))
 
 _TRUE, _FALSE = {'true', 'yes', '1', '1.0'}, {'false', 'no', '0', '0.0'}
 # Words that some targets know besides.
@@ -83,6 +84,8 @@ class FieldMap:
   def apply(self, row: Mapping[str, Any], targets: Iterable[str]) -> dict[str, Any]:
     """The targets of a row, cast to what they should be; BadRow where one cannot be."""
     out = {}
+    if not (self.fields or self.templates or self.constants):  # as most rows are: no time lost
+      return {t: cast(t, row[t]) if t in _CAST else row[t] for t in targets if t in row}
     for target in targets:
       if target in self.constants:
         value = self.constants[target]
@@ -149,8 +152,10 @@ def cast(target: str, value: Any) -> Any:
   Lists may be JSON text; true and false may be yes and no, 1 and 0, and the target's own words
   (good, bad; safe, unsafe).
   """
+  if target not in _CAST:
+    return value
   if value is None or value == '':
-    return None if target in (*TRUTHS, *NUMBERS, *LISTS) else value
+    return None
   if target in TRUTHS:
     return _truth(target, value)
   if target in NUMBERS and isinstance(value, str):

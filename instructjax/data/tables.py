@@ -7,7 +7,7 @@ UTF-8 text; dates become text.
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -19,14 +19,28 @@ from instructjax.data.rejected import Rejected
 # Rows turned into Python objects at a time.
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 2**20
-_DAMAGE = (pa.ArrowException, OSError)
+# UnicodeDecodeError is about the names of columns.
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 _UNREADABLE = (*_DAMAGE, ValueError, OverflowError)
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]
 
 
+class _Counted:
+  """Batches, and how many rows they held so far."""
+
+  def __init__(self, batches: Iterator[pa.RecordBatch]):
+    self._batches = batches
+    self.rows = 0
+
+  def __iter__(self) -> Iterator[pa.RecordBatch]:
+    for batch in self._batches:
+      yield batch
+      self.rows += batch.num_rows
+
+
 def _numbered(
-  batches: Iterator[pa.RecordBatch], path: str, first: int, rejected: Rejected
+  batches: Iterable[pa.RecordBatch], path: str, first: int, rejected: Rejected
 ) -> Numbered:
   """Rows of batches, counted from `first`; a row that cannot be read is set aside."""
   for batch in batches:
@@ -84,6 +98,8 @@ def _parquet_rows(path: str, split: str, rejected: Rejected) -> Numbered:
   _is_file(path)
   try:
     file = _parquet_file(path)
+    if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
+      raise pa.ArrowInvalid('two columns have one name')
   except _DAMAGE as error:
     rejected.add(path, 0, 'file is not Parquet or is damaged', str(error)[:200])
     return
@@ -92,14 +108,18 @@ def _parquet_rows(path: str, split: str, rejected: Rejected) -> Numbered:
     for group in range(file.num_row_groups):
       count = file.metadata.row_group(group).num_rows
       batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False)
-      number = first - 1
+      found = _Counted(batches)
       try:
-        for number, row in _numbered(batches, path, first, rejected):
-          yield number, row
+        yield from _numbered(found, path, first, rejected)
+        if found.rows != count:
+          raise pa.ArrowInvalid(f'the row group holds {found.rows} rows')
       except _DAMAGE as error:  # row groups stand alone: the next one is read
-        rejected.add(path, number + 1, 'rows are damaged from here',
+        rejected.add(path, first + found.rows, 'rows are damaged from here',
                      f'to row {first + count - 1}: {str(error)[:200]}')
       first += count
+    if first != file.metadata.num_rows + 1:
+      rejected.add(path, 0, 'file is damaged',
+                   f'{file.metadata.num_rows} rows, {first - 1} in its row groups')
 
 
 def _parquet_columns(path: str, split: str) -> list[str] | None:
