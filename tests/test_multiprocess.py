@@ -74,9 +74,9 @@ def close(a, b, what):
   assert np.abs(a - b).max(initial=0.0) <= 1e-5 * scale, (what, np.abs(a - b).max(), scale)
 
 
-def assert_same_updates(found, reference):
+def assert_same_updates(found, reference, stages=recipe_of_updates.STAGES):
   """Metrics of each step and the parameters after the last."""
-  for stage in recipe_of_updates.STAGES:
+  for stage in stages:
     ours, theirs = (
       {(r['step'], r['split']): r for r in read_metrics(place / stage / 'metrics.jsonl')}
       for place in (found, reference))
@@ -114,19 +114,29 @@ def one_process(start, tmp_path_factory):
   return workdir
 
 
+def test_two_processes_fine_tune_as_one(start, tmp_path):
+  """The short form of what follows: one stage, and what the processes say and leave."""
+  only = ('--config.stages=("sft",)',)
+  places = {count: tmp_path / str(count) for count in (1, 2)}
+  begun = [updates(1, start, places[1], *only), updates(
+    2, start, places[2], *only, '--config.mesh.fsdp=2', '--preflight=first', '--free_gib=0.01')]
+  (code, _, err), (codes, out, errs) = map(finish, begun)
+  assert (code, codes) == (0, 0), err + errs
+  assert_same_updates(places[2], places[1], ('sft',))
+  assert 'clocks' in out and '2 of cpu in 2 processes on 1 hosts' in out
+  assert out.count('report: ') == 1, 'only the first process speaks'
+  said = (places[2] / 'logs' / 'process-1.log').read_text()
+  assert 'report: ' not in said and 'Traceback' not in said
+  environment = json.loads((places[2] / 'sft' / 'environment.json').read_text())
+  assert (environment['process_count'], environment['device_count']) == (2, 2)
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(start, one_process, tmp_path):
   """Every training stage from one checkpoint, sampling and a reward of the host included."""
-  code, out, err = finish(updates(
-    2, start, tmp_path, '--config.mesh.fsdp=2', '--preflight=first', '--free_gib=0.01'))
+  code, _, err = finish(updates(2, start, tmp_path, '--config.mesh.fsdp=2'))
   assert code == 0, err
-  assert 'clocks' in out and '2 of cpu in 2 processes on 1 hosts' in out
   assert_same_updates(tmp_path, one_process)
-  assert out.count('report: ') == 1, 'only the first process speaks'
-  said = (tmp_path / 'logs' / 'process-1.log').read_text()
-  assert 'report: ' not in said and 'Traceback' not in said
-  environment = json.loads((tmp_path / 'ppo' / 'environment.json').read_text())
-  assert (environment['process_count'], environment['device_count']) == (2, 2)
 
 
 @pytest.mark.slow
@@ -184,10 +194,10 @@ def busy(workdir, *, silence, processes=2):
   """A job that trains for long, once it does; the launcher leaves a dead process to the others."""
   process = launch(
     processes, '--config=tests/recipe_of_updates.py:none', f'--workdir={workdir}',
-    '--config.stages=("sft",)', '--config.sft.init=None', '--config.sft.train_steps=100000',
-    f'--silence_seconds={silence}', options=('--grace_seconds', '300'),
-    JAX_DISABLE_MOST_OPTIMIZATIONS='1')
-  metrics, until = workdir / 'sft' / 'metrics.jsonl', time.monotonic() + 240
+    '--config.stages=("pretrain",)', '--config.pretrain.train_steps=100000',
+    '--config.pretrain.log_steps=1', f'--silence_seconds={silence}',
+    options=('--grace_seconds', '300'), JAX_DISABLE_MOST_OPTIMIZATIONS='1')
+  metrics, until = workdir / 'pretrain' / 'metrics.jsonl', time.monotonic() + 240
   while not (metrics.exists() and metrics.read_text()):
     assert process.poll() is None and time.monotonic() < until, process.communicate()
     time.sleep(0.2)
@@ -202,6 +212,20 @@ def members(process):
       if word.startswith('--process_id='):
         found[int(word.partition('=')[2])] = int(pid)
   return found
+
+
+@pytest.mark.slow
+def test_all_save_after_the_same_step_and_leave(tmp_path):
+  process = busy(tmp_path, silence=60)
+  began = time.monotonic()
+  process.send_signal(signal.SIGTERM)
+  code, out, err = finish(process, 120)
+  assert code == 0, err
+  assert time.monotonic() - began < 60
+  assert 'run the same command to go on' in out
+  steps = checkpoint.checkpoint_steps(tmp_path / 'pretrain' / 'checkpoints')
+  rows = read_metrics(tmp_path / 'pretrain' / 'metrics.jsonl')
+  assert [r['step'] for r in rows if r['split'] == 'train'] == list(range(1, steps[-1] + 1))
 
 
 @pytest.mark.skipif(not pathlib.Path('/proc/self/task').exists(), reason='needs /proc of Linux')
