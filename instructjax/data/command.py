@@ -170,7 +170,8 @@ def _parser() -> argparse.ArgumentParser:
 
   command = commands.add_parser('prepare', help='raw files to sharded ones, split')
   command.add_argument('--out', required=True, help='where they go; given again, a run goes on')
-  command.add_argument('--workers', type=int, default=cores(),
+  # More are not faster, since one process writes; and each holds 100 MB.
+  command.add_argument('--workers', type=int, default=min(cores(), 4),
                        help='processes that parse and check; the result does not depend on it')
   command.add_argument('--overwrite', action='store_true',
                        help='take away what an earlier preparation left in OUT')
