@@ -276,6 +276,9 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   # 'module:function') of Python functions (prompt, response, row) -> float.
   c.reward_weight = 1.0
   c.reward_functions = ()
+  # Prompts whose provenance is one of these words are set aside: the paper trains on customers'
+  # prompts alone. Rows that do not say pass, unless 'unknown' is named; () refuses none.
+  c.refuse_provenance = ('labeler',)
   # Episodes of an iteration, and iterations.
   c.batch_size = batch_size
   c.train_steps = steps

@@ -18,6 +18,7 @@ from instructjax.algorithms import ppo, rollout
 from instructjax.data.corpus import make_corpus
 from instructjax.data.sources import Rejected
 from instructjax.sampling import Sampling
+from instructjax.stages import sampling
 from instructjax.types import Samples
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -135,6 +136,7 @@ def run_stage(world, tmp_path, name, **fields):
   ({'ppo__rollout_slots': 0}, 'ppo.rollout_slots is 0'),
   ({'ppo__row_length': 20}, 'ppo.row_length 20 is below .* = [0-9]+: .* twice that'),
   ({'ppo__release': 'both'}, "ppo.release is 'both'"),
+  ({'ppo__refuse_provenance': ('labeler', 3)}, 'refuse_provenance holds 3; give a tuple'),
   ({'ppo__ema_decay': 1.0}, 'ppo.ema_decay is 1.0; it must be from 0.0'),
   ({'ppo__top_k': 5}, 'rollouts need temperature 1, top_k 0 and top_p 1, not 1.0, 5, 1.0'),
   ({'ppo__temperature': 0.7}, 'rollouts need temperature 1'),
@@ -155,6 +157,45 @@ def test_ppo_refuses(world, tmp_path, nothing_compiled, fields, message):
   _, run = run_stage(world, tmp_path, 'ppo', **fields)
   with pytest.raises(ValueError, match=message):
     run()
+
+
+class WrittenBy:
+  """The corpus of a context, some prompts of which say who wrote them."""
+
+  def __init__(self, corpus, purpose, provenance):
+    self._corpus, self._purpose, self._provenance = corpus, purpose, provenance
+
+  def __getattr__(self, name):
+    return getattr(self._corpus, name)
+
+  def prompts(self, purpose):
+    rows = self._corpus.prompts(purpose)
+    if purpose != self._purpose:
+      return rows
+    return [dataclasses.replace(r, provenance=self._provenance(i)) for i, r in enumerate(rows)]
+
+
+@pytest.mark.parametrize(('purpose', 'provenance', 'words'), [
+  ('ppo', 'labeler', ('labeler',)), ('valid', 'labeler', ('labeler',)),
+  ('ppo', None, ('labeler', 'unknown'))])
+def test_ppo_refuses_prompts_of_labelers(
+  world, tmp_path, nothing_compiled, purpose, provenance, words
+):
+  ctx, _ = run_stage(world, tmp_path, 'ppo', ppo__refuse_provenance=words)
+  ctx = dataclasses.replace(ctx, corpus=WrittenBy(ctx.corpus, purpose, lambda i: provenance))
+  with pytest.raises(ValueError, match=r"all [0-9]+ prompts for .* refuse_provenance \('labeler'"):
+    pipeline.run_stage(ctx, 'ppo')
+
+
+def test_refused_prompts_are_counted_and_the_others_stay(world, tmp_path):
+  ctx, _ = run_stage(world, tmp_path, 'ppo')
+  ctx.corpus = WrittenBy(ctx.corpus, 'ppo', lambda i: ('labeler', 'customer', None)[i % 3])
+  whole = sampling.prompt_set(ctx, 'ppo').prompts
+  found = sampling.prompt_set(ctx, 'ppo', refuse_provenance=ctx.config.ppo.refuse_provenance)
+  assert found.prompts == [p for p in whole if p.provenance != 'labeler'] and found.prompts != whole
+  reason = "prompts of provenance 'labeler' are refused"
+  assert ctx.rejected.counts()[reason] == sum(
+    p.provenance == 'labeler' for p in ctx.corpus.prompts('ppo'))
 
 
 @pytest.mark.parametrize(('name', 'fields', 'message'), [

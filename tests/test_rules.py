@@ -276,6 +276,25 @@ def test_an_index_that_goes_on():
   assert parts == whole and len(whole) > 5
 
 
+def test_kinds_of_data_share_no_prompt_between_splits():
+  """A prompt without a user is split by itself, the same prompt of a user by the user."""
+  users = [prompt(f'prompt {i}', user=f'u{i}') for i in range(60)]
+  alone = [Demonstration(id=f'd{i}', prompt=f'Prompt  {i}', response='r', user=None, category=None,
+                         source='s') for i in range(60)]
+  c = config(prefix_characters=100)
+
+  def places(shared):
+    found = collections.defaultdict(set)
+    for rows in (users, alone):
+      for name, row in apply_rules.stream(rows, c, Rejected(), {}, shared)[0]:
+        found[sources.prompt_key(row)].add(name)
+    return found
+
+  assert all(len(names) == 1 for names in places({}).values())
+  assert any(len(names) == 2 for names in places(None).values())
+  assert len(places({})) == 60
+
+
 @pytest.mark.parametrize('fields, says', [
   ({'rules': ('dedup',)}, r"rules is 'dedup'; it must be one of .*'repeats'"),
   ({'rules': ('cap', 'cap')}, 'twice'),
@@ -287,7 +306,7 @@ def test_an_index_that_goes_on():
   ({'personal_splits': ('training',)}, 'personal_splits'),
   ({'personal_finders': ('magic',)}, "personal_finders has 'magic'"),
   ({'personal_finders': ()}, 'personal_finders is empty'),
-  ({'refuse_provenance': (None,)}, 'refuse_provenance None'),
+  ({'refuse_provenance': (None,)}, 'refuse_provenance holds None'),
 ])
 def test_a_config_that_cannot_be_meant_is_refused(fields, says):
   with pytest.raises(ValueError, match=says):

@@ -4,11 +4,13 @@ How to call it where rows are prepared: `stream` for what does not fit memory, w
 disk; `apply_rules` for what does.
 
   config = configs.common.prompt_rules()            # names, thresholds, splits
-  rows, counts = apply_rules.stream(rows, config, rejected, index)
+  rows, counts = apply_rules.stream(rows, config, rejected, index, shared)
   for split, row in rows:                           # 'train', Prompt(...)
     ...
   print(apply_rules.table(counts))                  # whole once `rows` is exhausted
   summary['rules'] = [count.as_dict() for count in counts]
+
+Every kind of data has rules and an index of its own, and all of them one `shared`.
 
 Any record with a prompt can pass: demonstrations, rankings, prompts, labels, few-shot tasks (which
 are expanded afterwards: their examples share a prefix, and show each other's responses).
@@ -79,15 +81,13 @@ def check(config) -> None:
   check_fractions(config.splits)
   for split in config.personal_splits:
     require_choice('personal_splits', split, tuple(config.splits))
-  for word in config.refuse_provenance:
-    if not isinstance(word, str):
-      raise ValueError(f'refuse_provenance {word!r} is not a word such as {rules.UNKNOWN!r}')
+  rules.check_words('refuse_provenance', config.refuse_provenance)
   if 'personal' in config.rules:
     pii_finders.make_finder(config.personal_finders)
 
 
 def stream(
-  rows: Iterable[Row], config, rejected: Rejected, index: Index
+  rows: Iterable[Row], config, rejected: Rejected, index: Index, shared: Index | None = None
 ) -> tuple[Iterator[tuple[str, Row]], list[RuleCount]]:
   """Rows that pass `config.rules`, each with its split, in their first order.
 
@@ -96,6 +96,8 @@ def stream(
     config: of `configs.common.prompt_rules`.
     rejected: where the others go.
     index: what the rules remember, empty at first.
+    shared: which split a prompt is in. Kinds of data that have it in common, one after the other,
+      share no prompt between two splits either; None takes `index`.
 
   Returns:
     (split, row) as they come; and what each rule has done so far, `shared` last.
@@ -104,7 +106,8 @@ def stream(
   split = functools.partial(rules.split_of, fractions=dict(config.splits), salt=config.salt)
   counts = [RuleCount(name) for name in (*config.rules, LAST)]
   for count in counts:
-    rows = _counted(_rule(count.name, config, index, split), rows, count, rejected)
+    seen = shared if count.name == LAST and shared is not None else index
+    rows = _counted(_rule(count.name, config, seen, split), rows, count, rejected)
   return ((split(row), row) for row in rows), counts
 
 

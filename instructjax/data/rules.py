@@ -65,6 +65,14 @@ def refuse_provenance(
       yield row
 
 
+def check_words(field: str, words: Iterable[str]) -> None:
+  """Raises ValueError where a config's `field` is not some words for `refuse_provenance`."""
+  wrong = [words] if isinstance(words, str) else [w for w in words if not isinstance(w, str)]
+  if wrong:
+    raise ValueError(f'{field} holds {wrong[0]!r}; give a tuple of words, such as '
+                     f"('labeler', {UNKNOWN!r})")
+
+
 def drop_repeats(
   rows: Iterable[Row], rejected: Rejected, index: Index, *, prefix_characters: int, repeats: str
 ) -> Iterator[Row]:

@@ -8,7 +8,7 @@ import numpy as np
 from instructjax import config as config_lib
 from instructjax import sharding, train_state
 from instructjax.algorithms import language_model, ppo, rollout
-from instructjax.data import items
+from instructjax.data import items, rules
 from instructjax.data.pipeline import PromptLoader, Shuffled
 from instructjax.evaluators.policy import SampledResponses
 from instructjax.hooks import read_metrics
@@ -58,7 +58,8 @@ def check_config(name: str, c, limits) -> None:
 
   Raises:
     ValueError: the episodes do not split, rollouts are not the policy's own distribution, a reward
-      function cannot be loaded, `release` is unknown, a row is too short for an episode.
+      function cannot be loaded, `release` is unknown, a row is too short for an episode,
+      `refuse_provenance` holds no words.
   """
   settings = ppo.make_settings(c)
   splits = settings.splits
@@ -71,6 +72,7 @@ def check_config(name: str, c, limits) -> None:
   for _, _, function in c.reward_functions:
     load_function(function)
   config_lib.require_choice(f'{name}.release', c.release, ('raw', 'ema'))
+  rules.check_words(f'{name}.refuse_provenance', c.refuse_provenance)
   if c.rollout_slots is not None:
     config_lib.require_range(f'{name}.rollout_slots', c.rollout_slots, 1)
   if c.timing_steps is not None:
@@ -87,7 +89,8 @@ class _Validation:
 
   def __init__(self, ctx: Context, name: str, c, frozen: dict):
     self._ctx, self._c, self._frozen = ctx, c, frozen
-    self._prompts = sampling.prompt_set(ctx, 'valid', c.valid_prompts)
+    self._prompts = sampling.prompt_set(
+      ctx, 'valid', c.valid_prompts, refuse_provenance=c.refuse_provenance)
     self._evaluator = sampling.make_evaluator(ctx, min(512, c.valid_prompts))
     text = ctx.config[c.text_stage]
     self._text = language.held_out(ctx, text, 'pretrain', 'valid', text.valid_examples)
@@ -151,7 +154,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     ppo.make_ppo(settings, policy, value, ref, collect), policy, ptx_coef=c.ptx_coef,
     unit=c.ptx_unit)
 
-  prompts = sampling.prompt_set(ctx, 'ppo')
+  prompts = sampling.prompt_set(ctx, 'ppo', refuse_provenance=c.refuse_provenance)
   loader = PromptLoader(
     prompts.tokens, Shuffled(len(prompts.tokens), ctx.seed(name)), batch_size=c.batch_size,
     prompt_length=limits.prompt_tokens, pad_id=ctx.tokenizer.pad_id)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from instructjax import sharding
-from instructjax.data import items
+from instructjax.data import items, rules
 from instructjax.data.records import Prompt
 from instructjax.evaluators.policy import PolicyEvaluator, SampledResponses, sampled_texts
 from instructjax.stages.context import Context
@@ -22,11 +22,20 @@ class PromptSet(NamedTuple):
     return PromptSet(self.prompts[:n], self.tokens[:n])
 
 
-def prompt_set(ctx: Context, purpose: str, count: int | None = None) -> PromptSet:
-  """The first `count` prompts of a purpose that are within the limit."""
+def prompt_set(
+  ctx: Context, purpose: str, count: int | None = None, *, refuse_provenance: tuple[str, ...] = ()
+) -> PromptSet:
+  """The first `count` prompts of a purpose that are within the limit.
+
+  Those whose provenance is one of `refuse_provenance` are set aside.
+  """
   limits = ctx.limits('policy', ctx.model('policy').context)
-  tokens, kept = items.prompt_tokens(
-    ctx.tokenizer, ctx.corpus.prompts(purpose), limits, ctx.rejected)
+  given = ctx.corpus.prompts(purpose)
+  allowed = list(rules.refuse_provenance(given, ctx.rejected, words=refuse_provenance))
+  if given and not allowed:
+    raise ValueError(f'all {len(given)} prompts for {purpose!r} are of a provenance in '
+                     f'refuse_provenance {refuse_provenance}: give other prompts, or fewer words')
+  tokens, kept = items.prompt_tokens(ctx.tokenizer, allowed, limits, ctx.rejected)
   if not tokens:
     raise ValueError(f'no prompt for {purpose!r} is within limits.prompt_tokens '
                      f'{ctx.config.limits.prompt_tokens}')
