@@ -170,7 +170,8 @@ _PATTERNS = (
                              rf'West )?(?!Supreme|Mount|Mt)'
                              rf'(?:(?:[A-Z][\w\'-]+|\d{{1,3}}(?:st|nd|rd|th))\.? ){{1,3}}'
                              rf'(?i:{_STREET})\b', case=True, digits=1),
-  _pattern('street address', r'(?<![\w.,])\d{1,5} (?:[NSEW]\.? )?Broadway\b', case=True, digits=1),
+  _pattern('street address', r'(?<![\w.,])\d{1,5} (?:[NSEW]\.? )?Broadway\b(?! [a-z])',
+           case=True, digits=1),
   _pattern('street address', r'\bp\.? ?o\.? ?box \d+', digits=1, words=('box ',)),
   _pattern('street address', r'(?<!\w)[A-ZÄÖÜ][\w-]+(?i:straße|strasse|str\.|weg|platz|gasse|'
                              r'allee) \d{1,4}[a-z]?\b', case=True, digits=1,
