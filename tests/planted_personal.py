@@ -619,6 +619,7 @@ LOOKALIKES = (
   lambda r: f'{r.randint(3, 12)} Best Places to Visit',
   lambda r: f'{r.randint(3, 12)} Main Ideas',
   lambda r: f'{r.randint(2, 9)} Supreme Court cases',
+  lambda r: f'{r.randint(2, 9)} Broadway musicals',
   lambda r: f'{r.randint(2, 9)} laps on Main Street',
   lambda r: f'card {_wrong_card(r)}',
   lambda r: ' '.join(_digits(r, 1) for _ in range(16)),

@@ -1,6 +1,6 @@
 """Personal data: recall on planted texts, silence on texts that look like it, and the checks.
 
-Seen (400 texts of each of ten kinds, seed 1; 50 of each of 42 look-alikes, seed 2):
+Seen (400 texts of each of ten kinds, seed 1; 50 of each of 43 look-alikes, seed 2):
 
                               patterns   Presidio   both
   forms that patterns know      92.1 %     55.2 %    92.8 %   of texts found
