@@ -110,6 +110,19 @@ def prompt_rules(*, repeats: str = 'prompt') -> ConfigDict:
   return c
 
 
+def few_shot() -> ConfigDict:
+  """How tasks of few_shot.jsonl are written out as demonstrations, one for each pair."""
+  c = ConfigDict()
+  # What stands before a query, before a response, and between instruction and pairs.
+  c.query = 'Input:\n'
+  c.response = 'Output:\n'
+  c.between = '\n\n'
+  # Other pairs that are shown before a query, drawn anew for each; None: all.
+  c.shots = placeholder(int)
+  c.seed = 0
+  return c
+
+
 def tracking() -> ConfigDict:
   """Where metrics go besides metrics.jsonl."""
   c = ConfigDict()
@@ -438,7 +451,7 @@ def prepare() -> ConfigDict:
 def source(kind: str, path: str) -> ConfigDict:
   """Rows of one place for `prepare`, and how they become records."""
   c = ConfigDict()
-  # demonstrations, rankings, comparisons, unpaired, safety, prompts or pretrain.
+  # demonstrations, rankings, comparisons, unpaired, safety, prompts, few_shot or pretrain.
   c.kind = kind
   # A file, a pattern, a directory, or tfds:NAME (`instructjax/data/sources.py`).
   c.path = path

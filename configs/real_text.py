@@ -43,6 +43,7 @@ def data(directory: str) -> ConfigDict:
   c.seed = common.placeholder(int)
   c.valid_fraction = 0.12
   c.test_fraction = 0.08
+  c.few_shot = common.few_shot()
   return c
 
 

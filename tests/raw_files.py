@@ -21,6 +21,9 @@ def _row(kind: str, i: int, draw: random.Random) -> dict:
   text = ' '.join(words)
   if kind == 'pretrain':
     return {'id': row['id'], 'title': draw.choice((None, 'A title')), 'text': text}
+  if kind == 'few_shot':
+    return {**row, 'pairs': [[f'{text} {j}', f'answer {j}'] for j in range(draw.randint(1, 4))],
+            'application': draw.choice((None, 'a bot'))}
   if kind == 'demonstrations':
     return {**row, 'response': text, 'category': draw.choice((None, 'qa'))}
   if kind == 'prompts':

@@ -6,16 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax.data import few_shot
+from configs import real_text
+from instructjax.data import sources
+from instructjax.data.corpus import FileCorpus
 from instructjax.data.few_shot import FewShot, Form, expand, expand_prompts
 from instructjax.data.rejected import Rejected
+from instructjax.data.sources import Source, read_records
 
 FORM = Form()
 
 
 def task(pairs, id='t', **more):
-  return FewShot(id=id, prompt='Give the sentiment of a tweet.', pairs=tuple(pairs), source='s',
-                 **more)
+  queries, responses = zip(*pairs)
+  return FewShot(id=id, prompt='Give the sentiment of a tweet.', queries=queries,
+                 responses=responses, source='s', **more)
 
 
 def numbered(n):
@@ -85,21 +89,66 @@ def test_a_user_based_task_keeps_its_application():
 def test_files_of_tasks(tmp_path):
   path = tmp_path / 'tasks.jsonl'
   rows = [
-    {'instruction': 'Add.', 'pairs': [['1 1', '2'], {'query': '2 2', 'response': '4'}]},
-    {'prompt': 'Add.', 'instances': [{'input': '', 'output': 'x'}], 'application': 'sums',
+    {'prompt': 'Add.', 'pairs': [['1 1', '2'], {'query': '2 2', 'response': '4'}]},
+    {'prompt': 'Add.', 'pairs': [{'input': '', 'output': 'x'}], 'application': 'sums',
      'provenance': 'customer', 'id': 'mine', 'user': 'u'},
-    {'instruction': 'Add.', 'pairs': []}, {'pairs': [['a', 'b']]},
-    {'instruction': 'Add.', 'pairs': [['a', 'b', 'c']]},
-    {'instruction': 'Add.', 'pairs': [['a', '']]},
-    {'instruction': 'Add.', 'pairs': [['a', 'b']], 'application': 3}]
+    {'prompt': 'Add.', 'pairs': []}, {'pairs': [['a', 'b']]},
+    {'prompt': 'Add.', 'pairs': [['a', 'b', 'c']]},
+    {'prompt': 'Add.', 'pairs': [['a', '']]},
+    {'prompt': 'Add.', 'pairs': [['a', 'b']], 'application': ['x']}]
   path.write_text('\n'.join(map(json.dumps, rows)))
   rejected = Rejected()
-  found = list(few_shot.read_few_shot(path, rejected))
+  found = list(sources.read_few_shot(path, rejected))
   assert found == [
-    FewShot('tasks-000001', 'Add.', (('1 1', '2'), ('2 2', '4')), 'tasks'),
-    FewShot('mine', 'Add.', (('', 'x'),), 'tasks', user='u', application='sums',
+    FewShot('tasks-000001', 'Add.', ('1 1', '2 2'), ('2', '4'), 'tasks'),
+    FewShot('mine', 'Add.', ('',), ('x',), 'tasks', user='u', application='sums',
             provenance='customer')]
   assert [(r.line, r.reason) for r in rejected.rows] == [
-    (3, 'field pairs is missing or not a list'), (4, 'field prompt is not text'),
+    (3, 'field pairs is missing or not a list'), (4, 'field prompt is missing'),
     (5, 'a pair is not a query and a response'), (6, 'field response is empty'),
-    (7, 'field prompt is not text')]
+    (7, 'field category is not text')]
+
+
+def test_tasks_as_self_instruct_writes_them(tmp_path):
+  path = tmp_path / 'user_oriented.jsonl'
+  path.write_text(json.dumps({
+    'id': 'user_oriented_task_0', 'motivation_app': 'Grammarly', 'instruction': 'Fix it.',
+    'instances': [{'input': 'I is here', 'output': 'I am here'}]}) + '\n')
+  source = Source(str(path), 'few_shot', 'self_instruct')
+  (found,) = read_records([source], Rejected())
+  assert found == FewShot('user_oriented_task_0', 'Fix it.', ('I is here',), ('I am here',),
+                          'user_oriented', application='Grammarly')
+
+
+def files(directory, tasks):
+  """The least that a corpus of files needs, and few_shot.jsonl."""
+  rows = {
+    'demonstrations': [{'prompt': f'p{i}', 'response': 'r'} for i in range(20)],
+    'comparisons': [{'prompt': 'p', 'responses': ['a', 'b'], 'chosen': 0, 'rejected': 1}],
+    'prompts': [{'prompt': 'p'}], 'pretrain': [{'text': 't'}], 'few_shot': tasks}
+  for name, found in rows.items():
+    (directory / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in found))
+
+
+def test_a_corpus_has_the_examples_of_a_task_in_one_split(tmp_path):
+  tasks = [{'id': f't{i}', 'prompt': f'Task {i}.', 'pairs': [[f'q{j}', f'r{i}.{j}']
+            for j in range(5)]} for i in range(40)]
+  files(tmp_path, tasks)
+  config = real_text.data(str(tmp_path))
+  found = FileCorpus(config, 0, Rejected())
+  places = {}
+  for split in ('train', 'valid', 'test'):
+    for d in found.demonstrations(split):
+      task, _, pair = d.id.partition('/')
+      if pair:
+        places.setdefault(task, []).append(split)
+        assert d.provenance == 'labeler' and d.prompt.count('Output:') == 5
+  assert sorted(map(len, places.values())) == [5] * 40
+  assert all(len(set(splits)) == 1 for splits in places.values())
+  assert len({splits[0] for splits in places.values()}) == 3
+  config.few_shot.shots = 2
+  few = FileCorpus(config, 0, Rejected()).demonstrations('train')
+  assert {d.prompt.count('Output:') for d in few if '/' in d.id} == {3}
+  (tmp_path / 'few_shot.jsonl').unlink()
+  config = real_text.data(str(tmp_path))
+  assert not [d for d in FileCorpus(config, 0, Rejected()).demonstrations('train') if '/' in d.id]

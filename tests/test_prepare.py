@@ -23,6 +23,7 @@ from configs import common, real_text
 from configs import prepare as recipe
 from instructjax.data import assemble, kinds, records, serialization, shards, writing
 from instructjax.data.corpus import make_corpus
+from instructjax.data.few_shot import FewShot
 from instructjax.data.job import make_job
 from instructjax.data.prepare import prepare
 from instructjax.data.prepared import Prepared
@@ -442,7 +443,12 @@ LABELS = st.builds(
   labeler=NAME, source=TEXT)
 
 
-@given(rankings() | DEMONSTRATIONS | LABELS)
+TASKS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5).flatmap(lambda pairs: st.builds(
+  FewShot, TEXT, TEXT, st.just(tuple(q for q, _ in pairs)), st.just(tuple(r for _, r in pairs)),
+  TEXT, application=NAME, consent=TRUTH))
+
+
+@given(rankings() | DEMONSTRATIONS | LABELS | TASKS)
 @settings(max_examples=150, deadline=None)
 def test_a_record_comes_back_as_it_was(record):
   data = serialization.encode(record)
@@ -450,7 +456,7 @@ def test_a_record_comes_back_as_it_was(record):
   assert serialization.encode(record) == data
 
 
-@given(rankings() | DEMONSTRATIONS | LABELS)
+@given(rankings() | DEMONSTRATIONS | LABELS | TASKS)
 @settings(max_examples=50, deadline=None)
 def test_tensorflow_datasets_agrees_on_the_bytes(record):
   """Its parser reads our bytes, and its serializer's bytes are a record to us."""

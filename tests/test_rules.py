@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from configs import common
 from instructjax.data import apply_rules, pii, rules, sources
+from instructjax.data.few_shot import FewShot
 from instructjax.data.records import Demonstration, Prompt, Ranking
 from instructjax.data.rejected import Rejected
 
@@ -212,6 +213,8 @@ def test_personal_data_in_responses_and_pairs():
   drop = functools.partial(rules.drop_personal, find=pii.find_kinds, where=lambda row: True)
   assert list(drop([row], Rejected(), responses=False)) == [row]
   assert not list(drop([row], Rejected(), responses=True))
+  task = FewShot('t', 'Sort mails', ('from bo@acme.com', 'from me'), ('work', 'home'), 's')
+  assert not list(drop([task], Rejected(), responses=False))
   ranking = Ranking(id='r', prompt='', responses=('x', 'bo@acme.com'), ranking=((0,), (1,)),
                     labeler=None, source='s')
   assert not list(drop([ranking], Rejected(), responses=True))
@@ -274,25 +277,6 @@ def test_an_index_that_goes_on():
   parts = [row for part in (rows[:100], rows[100:])
            for row in apply_rules.stream(part, c, Rejected(), index)[0]]
   assert parts == whole and len(whole) > 5
-
-
-def test_kinds_of_data_share_no_prompt_between_splits():
-  """A prompt without a user is split by itself, the same prompt of a user by the user."""
-  users = [prompt(f'prompt {i}', user=f'u{i}') for i in range(60)]
-  alone = [Demonstration(id=f'd{i}', prompt=f'Prompt  {i}', response='r', user=None, category=None,
-                         source='s') for i in range(60)]
-  c = config(prefix_characters=100)
-
-  def places(shared):
-    found = collections.defaultdict(set)
-    for rows in (users, alone):
-      for name, row in apply_rules.stream(rows, c, Rejected(), {}, shared)[0]:
-        found[sources.prompt_key(row)].add(name)
-    return found
-
-  assert all(len(names) == 1 for names in places({}).values())
-  assert any(len(names) == 2 for names in places(None).values())
-  assert len(places({})) == 60
 
 
 @pytest.mark.parametrize('fields, says', [

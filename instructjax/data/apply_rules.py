@@ -4,13 +4,11 @@ How to call it where rows are prepared: `stream` for what does not fit memory, w
 disk; `apply_rules` for what does.
 
   config = configs.common.prompt_rules()            # names, thresholds, splits
-  rows, counts = apply_rules.stream(rows, config, rejected, index, shared)
+  rows, counts = apply_rules.stream(rows, config, rejected, index)
   for split, row in rows:                           # 'train', Prompt(...)
     ...
   print(apply_rules.table(counts))                  # whole once `rows` is exhausted
   summary['rules'] = [count.as_dict() for count in counts]
-
-Every kind of data has rules and an index of its own, and all of them one `shared`.
 
 Any record with a prompt can pass: demonstrations, rankings, prompts, labels, few-shot tasks (which
 are expanded afterwards: their examples share a prefix, and show each other's responses).
@@ -87,7 +85,7 @@ def check(config) -> None:
 
 
 def stream(
-  rows: Iterable[Row], config, rejected: Rejected, index: Index, shared: Index | None = None
+  rows: Iterable[Row], config, rejected: Rejected, index: Index
 ) -> tuple[Iterator[tuple[str, Row]], list[RuleCount]]:
   """Rows that pass `config.rules`, each with its split, in their first order.
 
@@ -96,8 +94,6 @@ def stream(
     config: of `configs.common.prompt_rules`.
     rejected: where the others go.
     index: what the rules remember, empty at first.
-    shared: which split a prompt is in. Kinds of data that have it in common, one after the other,
-      share no prompt between two splits either; None takes `index`.
 
   Returns:
     (split, row) as they come; and what each rule has done so far, `shared` last.
@@ -106,8 +102,7 @@ def stream(
   split = functools.partial(rules.split_of, fractions=dict(config.splits), salt=config.salt)
   counts = [RuleCount(name) for name in (*config.rules, LAST)]
   for count in counts:
-    seen = shared if count.name == LAST and shared is not None else index
-    rows = _counted(_rule(count.name, config, seen, split), rows, count, rejected)
+    rows = _counted(_rule(count.name, config, index, split), rows, count, rejected)
   return ((split(row), row) for row in rows), counts
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from instructjax.data import sources
+from instructjax.data import few_shot, sources
 from instructjax.data.miniature.judge import best_response, judge
 from instructjax.data.miniature.world import World, WorldSizes
 from instructjax.data.prepared import Prepared
@@ -209,7 +209,9 @@ class FileCorpus(_SplitCorpus):
       rows = list(self._READERS[kind](paths, rejected))
       key = sources.document_key if kind == 'pretrain' else sources.prompt_key
       splits[kind] = sources.split_by_hash(rows, key, fractions, salt='splits')
-    super().__init__(splits)
+    tasks = sources.read_few_shot(_files(config.dir, ('few_shot',)), rejected)
+    found = sources.split_by_hash(tasks, sources.prompt_key, fractions, salt='splits')
+    super().__init__(_with_few_shot(splits, found, config))
 
 
 class PreparedCorpus(_SplitCorpus):
@@ -229,18 +231,36 @@ class PreparedCorpus(_SplitCorpus):
       if not set(names) & set(found.kinds):
         raise ValueError(f'{config.dir} holds {", ".join(found.kinds)}, but no '
                          f'{" or ".join(names)}: prepare them with the others')
-    super().__init__({
+    splits = {
       kind: {split: [record for name in names for record in found.records(name, split)]
              for split in SPLITS}
-      for kind, names in _NAMES.items()})
+      for kind, names in _NAMES.items()}
+    tasks = {split: list(found.records('few_shot', split)) for split in SPLITS}
+    super().__init__(_with_few_shot(splits, tasks, config))
+
+
+def _with_few_shot(splits, tasks: Mapping[str, list[few_shot.FewShot]], config):
+  """The splits with the demonstrations that few-shot tasks become.
+
+  Tasks are split, not their examples, which show each other's responses.
+  """
+  if not any(tasks.values()):
+    return splits
+  return {**splits, 'demonstrations': {
+    split: [*rows, *few_shot.expand_all(tasks[split], config.few_shot)]
+    for split, rows in splits['demonstrations'].items()}}
+
+
+def _files(directory, names: tuple[str, ...]) -> list[pathlib.Path]:
+  paths = [pathlib.Path(directory) / f'{name}{suffix}'
+           for name in names for suffix in ('.jsonl', '.jsonl.gz')]
+  return [p for p in paths if p.is_file()]
 
 
 def _find(directory, names: tuple[str, ...]) -> list[pathlib.Path]:
-  paths = [pathlib.Path(directory) / f'{name}{suffix}'
-           for name in names for suffix in ('.jsonl', '.jsonl.gz')]
-  found = [p for p in paths if p.is_file()]
+  found = _files(directory, names)
   if not found:
-    raise ValueError(f'none of {", ".join(p.name for p in paths)} is in {directory}')
+    raise ValueError(f'none of {", ".join(f"{n}.jsonl, {n}.jsonl.gz" for n in names)} is in {directory}')
   return found
 
 

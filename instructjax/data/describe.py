@@ -12,9 +12,9 @@ from instructjax.data.rejected import Rejected
 from instructjax.data.sources import Source, normalised_prompt, open_rows
 
 QUANTILES = {'min': 0.0, '5 %': 0.05, 'median': 0.5, '95 %': 0.95, 'max': 1.0}
-_TEXTS = ('prompt', 'response', 'responses', 'text')
-_NAMES = ('source', 'category', 'title', 'labeler', 'user', 'organisation', 'provenance', 'rubric',
-          'consent', 'label', 'safe', 'prompt_safe')
+_TEXTS = ('prompt', 'queries', 'response', 'responses', 'text')
+_NAMES = ('source', 'category', 'application', 'title', 'labeler', 'user', 'organisation',
+          'provenance', 'rubric', 'consent', 'label', 'safe', 'prompt_safe')
 # Values of a field that are shown, and those that are told apart at most.
 _TOP, _DISTINCT = 8, 200_000
 

@@ -10,13 +10,11 @@ come before the expansion.
 
 import dataclasses
 import hashlib
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from instructjax.data import records, sources
+from instructjax.data import records
 from instructjax.data.records import Demonstration, Prompt
-from instructjax.data.rejected import Path, Rejected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +23,15 @@ class FewShot:
 
   Attributes:
     prompt: the instruction, under the name that rules and splits know.
-    pairs: (query, response); a query may be empty where the instruction says all.
+    queries, responses: the pairs; a query may be empty where the instruction says all.
     application: what a user wants the model for, of a user-based task.
     provenance: 'labeler' where the row does not say: these are what labelers write.
   """
 
   id: str
   prompt: str
-  pairs: tuple[tuple[str, str], ...]
+  queries: tuple[str, ...]
+  responses: tuple[str, ...]
   source: str
   user: str | None = None
   category: str | None = None
@@ -40,6 +39,11 @@ class FewShot:
   organisation: str | None = None
   provenance: str | None = 'labeler'
   consent: bool | None = None
+
+  @property
+  def pairs(self) -> tuple[tuple[str, str], ...]:
+    """(query, response) of each pair."""
+    return tuple(zip(self.queries, self.responses))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,26 +115,32 @@ def _origin(task: FewShot) -> dict[str, Any]:
           'consent': task.consent}
 
 
-def few_shot_from_row(row: Mapping[str, Any], default_id: str, default_source: str) -> FewShot:
-  """Fields prompt (or instruction) and pairs (or instances), optional application and those of a
-  prompt.
+def expand_all(tasks: Iterable[FewShot], config) -> list[Demonstration]:
+  """The demonstrations of all tasks, as `configs.common.few_shot` says."""
+  form = Form(config.query, config.response, config.between)
+  return [d for task in tasks for d in expand(task, form, shots=config.shots, seed=config.seed)]
 
-  A pair is [query, response], {'query', 'response'} or {'input', 'output'}.
+
+def few_shot_from_row(row: Mapping[str, Any], default_id: str, default_source: str) -> FewShot:
+  """Fields prompt and pairs; optional application and those of a prompt.
+
+  A pair is [query, response], or an object with `query` and `response`, or `input` and `output`.
 
   Raises:
-    ValueError: with a short reason, as `records`.
+    ValueError: with a short reason, as in `records`.
   """
-  instruction = row.get('prompt', row.get('instruction'))
-  start = records.prompt_from_row({**row, 'prompt': instruction}, default_id, default_source)
-  pairs = row.get('pairs', row.get('instances'))
+  start = records.prompt_from_row(row, default_id, default_source)
+  pairs = row.get('pairs')
   if not isinstance(pairs, (list, tuple)) or not pairs:
     raise ValueError('field pairs is missing or not a list')
+  queries, responses = zip(*map(_pair, pairs))
+  # Checked as any optional name is.
   application = records.prompt_from_row(
-    {'prompt': '' if row.get('application') is None else row['application']}, '', '').prompt
+    {'prompt': '', 'category': row.get('application')}, '', '').category
   origin = dataclasses.asdict(start)
   if start.provenance is None:
     origin['provenance'] = 'labeler'
-  return FewShot(pairs=tuple(map(_pair, pairs)), application=application or None, **origin)
+  return FewShot(queries=queries, responses=responses, application=application, **origin)
 
 
 def _pair(pair: Any) -> tuple[str, str]:
@@ -141,18 +151,3 @@ def _pair(pair: Any) -> tuple[str, str]:
     raise ValueError('a pair is not a query and a response')
   made = records.demonstration_from_row({'prompt': pair[0], 'response': pair[1]}, '', '')
   return made.prompt, made.response
-
-
-def read_few_shot(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[FewShot]:
-  """Tasks of one or more files, in order and with ids of their own; bad rows go to `rejected`."""
-  seen: set[str] = set()
-  for path in [paths] if isinstance(paths, (str, pathlib.Path)) else paths:
-    name = sources.Source(str(path), kind='').name
-    for number, row in sources.open_rows(path, rejected):
-      place = f'{name}-{number:06d}'
-      try:
-        task = few_shot_from_row(row, place, name)
-      except ValueError as error:
-        rejected.add(path, number, str(error), str(row.get('id'))[:100])
-        continue
-      yield dataclasses.replace(task, id=sources.unique_id(task.id, place, seen, rejected))

@@ -11,14 +11,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from instructjax.data import dialogue, records
+from instructjax.data import dialogue, few_shot, records
 from instructjax.data.dialogue import Message
 from instructjax.data.field_map import FieldMap
 from instructjax.data.rejected import BadRow
 
 Row = Mapping[str, Any]
 Fields = dict[str, Any]
-Record = records.Prompted | records.Document
+Record = records.Prompted | records.Document | few_shot.FewShot
 
 FROM_ROW: dict[str, Callable[[Row, str, str], Record]] = {
   'demonstrations': records.demonstration_from_row,
@@ -27,6 +27,7 @@ FROM_ROW: dict[str, Callable[[Row, str, str], Record]] = {
   'pretrain': records.document_from_row,
   'unpaired': records.unpaired_from_row,
   'safety': records.safety_label_from_row,
+  'few_shot': few_shot.few_shot_from_row,
 }
 
 _ORIGIN = ('id', 'source', 'user', 'organisation', 'category', 'provenance', 'consent', 'skip')
@@ -34,7 +35,7 @@ _LABEL = ('labeler', 'rubric', 'weight')
 _COMMON = {
   'demonstrations': _ORIGIN, 'rankings': (*_ORIGIN, *_LABEL, 'margin'), 'prompts': _ORIGIN,
   'pretrain': ('id', 'source', 'title', 'skip'), 'unpaired': (*_ORIGIN, *_LABEL),
-  'safety': (*_ORIGIN, *_LABEL),
+  'safety': (*_ORIGIN, *_LABEL), 'few_shot': (*_ORIGIN, 'application'),
 }
 
 
@@ -119,6 +120,12 @@ def messages_ranking(row: Row, render: Callable[[Sequence[Message]], str]) -> Fi
   if chosen[:-1] != rejected[:-1]:
     raise BadRow('chosen and rejected differ before their last reply')
   return _pair(render(chosen[:-1]), chosen[-1][1], rejected[-1][1])
+
+
+def self_instruct_few_shot(row: Row) -> Fields:
+  """An instruction with instances of input and output, and what it was written for."""
+  return {'prompt': row.get('instruction'), 'pairs': row.get('instances'),
+          'application': row.get('motivation_app')}
 
 
 def _texts(row: Row) -> list[Any]:
@@ -232,6 +239,7 @@ FORMS: dict[str, dict[str, Form]] = {
     'pretrain': Form(plain, ('text',)),
     'unpaired': Form(plain, ('prompt', 'response', 'label')),
     'safety': Form(plain, ('prompt', 'response', 'safe', 'prompt_safe')),
+    'few_shot': Form(plain, ('prompt', 'pairs')),
   },
   'hh': {
     'rankings': Form(hh_ranking, ('chosen', 'rejected')),
@@ -248,6 +256,8 @@ FORMS: dict[str, dict[str, Form]] = {
   'scores': {'rankings': Form(score_ranking, ('prompt', 'responses', 'scores'))},
   'ranks': {'rankings': Form(rank_ranking, ('prompt', 'responses', 'ranks'))},
   'marks': {'rankings': Form(mark_ranking, ('prompt', 'response', 'new_response', 'mark'))},
+  'self_instruct': {'few_shot': Form(
+    self_instruct_few_shot, ('instruction', 'instances', 'motivation_app'))},
   'flags': {'safety': Form(flag_safety, ('prompt', 'response', 'flagged', 'prompt_flagged'))},
 }
 
@@ -256,7 +266,7 @@ def to_record(kind: str, form: str, field_map: FieldMap) -> Callable[[Row, str, 
   """The function that makes a raw row a record.
 
   Args:
-    kind: of record: demonstrations, rankings, prompts, pretrain, unpaired, safety.
+    kind: of record, a key of FROM_ROW.
     form: of the rows, a key of FORMS.
     field_map: which fields of a row give the fields that the form reads, and constants.
 

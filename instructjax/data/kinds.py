@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from instructjax.data import records, sources
+from instructjax.data import few_shot, records, sources
 from instructjax.data.ledger import digest
 from instructjax.data.rejected import BadRow
 
@@ -58,6 +58,9 @@ KINDS = {
     'Prompts, or prompts with a response, that were called safe or unsafe.'),
   'prompts': Kind(
     records.Prompt, 'prompts', sources.prompt_key, _any, 'Prompts to answer.'),
+  'few_shot': Kind(
+    few_shot.FewShot, 'few_shot', sources.prompt_key, _any,
+    'Instructions with pairs of query and response: one example each, the others before it.'),
   'pretrain': Kind(
     records.Document, 'pretrain', sources.document_key, _any, 'Plain text for pretraining.'),
 }

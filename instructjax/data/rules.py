@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
+from instructjax.data.few_shot import FewShot
 from instructjax.data.rejected import Rejected
 from instructjax.data.sources import draw_split, normalised_prompt, prompt_key, split_key
 
@@ -193,8 +194,8 @@ def drop_personal(
 
 def _texts(row, responses: bool) -> Iterator[str]:
   yield row.prompt
-  for pair in getattr(row, 'pairs', ()):  # of a few-shot task: each is context for the others
-    yield from pair
+  if isinstance(row, FewShot):  # every pair is context for the others
+    yield from (*row.queries, *row.responses)
   if responses:
     one, many = getattr(row, 'response', None), getattr(row, 'responses', ())
     yield from many if one is None else (one, *many)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from instructjax.data import formats, installed, records, tables
+from instructjax.data.few_shot import FewShot
 from instructjax.data.field_map import FieldMap
 from instructjax.data.formats import Format
 from instructjax.data.forms import FROM_ROW, Record, to_record
@@ -41,7 +42,7 @@ class Source:
   Attributes:
     path: a file, a pattern such as `data/*.jsonl.gz`, a directory of files, a directory that
       Hugging Face `datasets` saved, the directory of a TFDS data set or `tfds:NAME`.
-    kind: of record: demonstrations, rankings, prompts, pretrain, unpaired, safety.
+    kind: of record: demonstrations, rankings, prompts, pretrain, unpaired, safety, few_shot.
     form: of the rows, a key of `forms.FORMS`.
     split: of a TFDS data set or a Hugging Face dictionary that has several.
     format: a key of FORMATS; empty = by name and content of the path.
@@ -257,6 +258,11 @@ def read_prompts(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[r
 def read_documents(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[records.Document]:
   """Pretraining documents of one or more files."""
   yield from _read('pretrain', paths, rejected)
+
+
+def read_few_shot(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[FewShot]:
+  """Few-shot and user-based tasks of one or more files; see `few_shot` for what they become."""
+  yield from _read('few_shot', paths, rejected)
 
 
 def normalised_prompt(prompt: str) -> str:
