@@ -260,7 +260,8 @@ def _files(directory, names: tuple[str, ...]) -> list[pathlib.Path]:
 def _find(directory, names: tuple[str, ...]) -> list[pathlib.Path]:
   found = _files(directory, names)
   if not found:
-    raise ValueError(f'none of {", ".join(f"{n}.jsonl, {n}.jsonl.gz" for n in names)} is in {directory}')
+    wanted = ', '.join(f'{name}.jsonl, {name}.jsonl.gz' for name in names)
+    raise ValueError(f'none of {wanted} is in {directory}')
   return found
 
 
