@@ -442,6 +442,9 @@ def prepare() -> ConfigDict:
   # Kind -> `prompt_rules`, for every kind with prompts; rows are then split by their users. Empty:
   # no rules, and rows are split by their prompts.
   c.rules = ConfigDict()
+  # (pattern of source:category, use case of Table 1) for `use-cases`; the first that fits decides,
+  # and a category in the words of Table 1 needs none.
+  c.use_cases = ()
   # Bytes of records in the shards that are finished together, all splits of a kind. This is what a
   # stop costs, and a shard of the largest split is about this large.
   c.shard_bytes = 128 * 2**20

@@ -4,6 +4,7 @@
   python -m instructjax.data describe prepared            what is in it: rows, lengths, labelers
   python -m instructjax.data validate rankings.jsonl.gz   status 1 and a list where rows are wrong
   python -m instructjax.data split demonstrations.jsonl.gz --out=split
+  python -m instructjax.data use-cases prompts.jsonl.gz --languages --map='gsm8k:*=closed_qa'
 
 `describe` and `validate` take prepared directories and files of any format; the kind of a file is
 that of its name (`rankings-2.csv` needs --kind=rankings), and one of no kind is taken as a table of
@@ -11,6 +12,7 @@ whatever fields it has. With --config they take what `prepare` would read, field
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
@@ -25,13 +27,21 @@ from instructjax.data import kinds, show
 from instructjax.data.describe import describe_records, describe_source
 from instructjax.data.forms import FORMS
 from instructjax.data.job import Input, make_job, source_bytes
+from instructjax.data.languages import make_detect
 from instructjax.data.parallel import cores
 from instructjax.data.prepare import prepare
 from instructjax.data.prepared import Prepared, is_prepared
-from instructjax.data.rejected import json_line
-from instructjax.data.sources import Source, check_fields, check_fractions, expand
+from instructjax.data.rejected import Rejected, json_line
+from instructjax.data.sources import (
+  Source,
+  check_fields,
+  check_fractions,
+  expand,
+  read_records,
+)
 from instructjax.data.split_files import split_files
 from instructjax.data.tokenizer import load_tokenizer
+from instructjax.data.use_cases import mix_of
 from instructjax.data.validate import Validator
 from instructjax.display import Progress
 
@@ -155,6 +165,25 @@ def _split(args) -> int:
   return 0
 
 
+def _use_cases(args) -> int:
+  _check_something(args)
+  given = [tuple(text.rpartition('=')[::2]) for text in args.map]
+  categories = [*given, *(_load_config(args.config).use_cases if args.config else ())]
+  detect = make_detect(args.min_confidence) if args.languages else None
+  found = []
+  for directory in _directories(args):
+    prepared = Prepared(directory)
+    found += [(f'{directory}, {kind}', itertools.chain.from_iterable(
+                prepared.records(kind, split) for split in prepared.splits(kind)))
+              for kind in prepared.kinds if kind not in kinds.WITHOUT_PROMPTS]
+  found += [
+    (source.path, read_records([source], Rejected()))
+    for kind, source in _inputs(args, kind_needed=True) if kind not in kinds.WITHOUT_PROMPTS]
+  for name, rows in found:
+    show.show_mix(name, mix_of(rows, categories, detect), args.languages)
+  return 0
+
+
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('paths', nargs='*', help='files, patterns, directories, tfds:NAME')
   parser.add_argument('--kind', choices=tuple(kinds.KINDS), help='of every file named')
@@ -188,6 +217,15 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument('--show', type=int, default=3, help='places shown for each reason')
   command.add_argument('--faults', help='file that gets every fault, a JSON line each')
   command.set_defaults(run=_validate)
+
+  command = commands.add_parser('use-cases', help="what prompts are for, beside the paper's table")
+  _add_inputs(command)
+  command.add_argument('--map', action='append', default=[], metavar='PATTERN=USE_CASE',
+                       help="of source:category, as in 'gsm8k:*=closed_qa'; before --config's")
+  command.add_argument('--languages', action='store_true', help='languages too (extra `languages`)')
+  command.add_argument('--min_confidence', type=float, default=0.5,
+                       help='probability below which a language is not sure')
+  command.set_defaults(run=_use_cases)
 
   command = commands.add_parser('split', help='rows as they stand, a directory a split')
   _add_inputs(command)

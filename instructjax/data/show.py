@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from instructjax.data.describe import QUANTILES
+from instructjax.data.use_cases import TABLE_1, Mix, language_rows, use_case_rows
 from instructjax.data.validate import Findings
 from instructjax.display import print_table, say
 
@@ -78,6 +79,15 @@ def _is_telling(found: Mapping[str, Any], field: str, of: Mapping[str, Any]) -> 
   """Of a table of no known kind, not its ids nor texts of which some are short."""
   return found['kind'] is not None or (
     of['distinct'] < of['rows'] == found['fields'][field])
+
+
+def show_mix(name: str, mix: Mix, languages: bool) -> None:
+  """Use cases beside the paper's Table 1, and languages."""
+  print(f'{name}: {mix.use_cases.distance(TABLE_1):.0f} % of the rows with a use case stand '
+        'otherwise than in the paper')
+  print_table('', ('use case', 'rows', '%', 'paper %'), use_case_rows(mix.use_cases))
+  if languages:
+    print_table('', ('language', 'rows', '%', 'paper %'), language_rows(mix.languages))
 
 
 def show_findings(

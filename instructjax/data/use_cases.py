@@ -15,7 +15,6 @@ from instructjax.data.languages import Detect
 TABLE_1 = {
   'generation': 45.6, 'open_qa': 12.4, 'brainstorming': 11.2, 'chat': 8.4, 'rewrite': 6.6,
   'summarization': 4.2, 'classification': 3.5, 'other': 3.5, 'closed_qa': 2.6, 'extract': 1.9}
-UNMAPPED = 'unmapped'
 # "over 96%" (section 3.3).
 ENGLISH_PERCENT = 96.0
 
@@ -54,8 +53,8 @@ def check_map(categories: Sequence[tuple[str, str]]) -> None:
       raise ValueError(f'{pattern!r} is mapped to {use_case!r}; use cases are {", ".join(TABLE_1)}')
 
 
-def use_case(row, categories: Sequence[tuple[str, str]]) -> str:
-  """The use case of a row, or 'unmapped'.
+def use_case(row, categories: Sequence[tuple[str, str]]) -> str | None:
+  """The use case of a row, or None.
 
   Args:
     row: a record with `source` and `category`.
@@ -67,43 +66,69 @@ def use_case(row, categories: Sequence[tuple[str, str]]) -> str:
     if fnmatch.fnmatchcase(name, pattern):
       return found
   own = '' if row.category is None else '_'.join(row.category.casefold().replace('_', ' ').split())
-  return own if own in TABLE_1 else UNMAPPED
+  return own if own in TABLE_1 else None
 
 
-def use_case_shares(rows: Iterable, categories: Sequence[tuple[str, str]]) -> Shares:
-  """Rows of each use case.
+class Mix:
+  """Counts use cases and languages, a row at a time."""
 
-  Raises:
-    ValueError: the map names a use case that there is not.
-  """
-  check_map(categories)
-  counts = collections.Counter(use_case(row, categories) for row in rows)
-  unknown = counts.pop(UNMAPPED, 0)
-  return Shares(dict(counts.most_common()), unknown)
+  def __init__(self, categories: Sequence[tuple[str, str]], detect: Detect | None = None):
+    """Begins.
+
+    Args:
+      categories: as in `use_case`.
+      detect: the language of a text, or None: languages are not counted.
+
+    Raises:
+      ValueError: the map names a use case that there is not.
+    """
+    check_map(categories)
+    self._categories, self._detect = categories, detect
+    self._use_cases: collections.Counter[str | None] = collections.Counter()
+    self._languages: collections.Counter[str | None] = collections.Counter()
+
+  def add(self, row) -> None:
+    """Counts a record with a prompt."""
+    self._use_cases[use_case(row, self._categories)] += 1
+    if self._detect is not None:
+      self._languages[self._detect(row.prompt)] += 1
+
+  @property
+  def use_cases(self) -> Shares:
+    """Rows of each use case; unknown are those that the map does not cover."""
+    return _shares(self._use_cases)
+
+  @property
+  def languages(self) -> Shares:
+    """Rows of each language; unknown are those whose language is not sure."""
+    return _shares(self._languages)
 
 
-def language_shares(texts: Iterable[str], detect: Detect) -> Shares:
-  """Texts of each language; those that `detect` is not sure of count as unknown."""
-  counts = collections.Counter(map(detect, texts))
-  unknown = counts.pop(None, 0)
-  return Shares(dict(counts.most_common()), unknown)
+def _shares(counts: collections.Counter[str | None]) -> Shares:
+  return Shares({name: n for name, n in counts.most_common() if name is not None}, counts[None])
 
 
-def use_case_table(shares: Shares) -> str:
-  """A line for each use case: rows, percent, and the paper's percent."""
-  lines = [f'{"use case":<16}{"rows":>9}{"%":>7}{"Table 1":>9}']
-  lines += [f'{name:<16}{shares.counts.get(name, 0):>9,}{shares.percent(name):>7.1f}{paper:>9.1f}'
-            for name, paper in TABLE_1.items()]
-  return '\n'.join([*lines, f'{UNMAPPED:<16}{shares.unknown:>9,}', (
-    f'{shares.distance(TABLE_1):.1f} % of the rows stand otherwise than in the paper')])
+def mix_of(
+  rows: Iterable, categories: Sequence[tuple[str, str]], detect: Detect | None = None
+) -> Mix:
+  """The mix of all rows; see `Mix`."""
+  mix = Mix(categories, detect)
+  for row in rows:
+    mix.add(row)
+  return mix
 
 
-def language_table(shares: Shares, shown: int = 10) -> str:
-  """A line for each of the most frequent languages; English has the paper's percent beside it."""
-  lines = [f'{"language":<16}{"rows":>9}{"%":>7}']
-  for name in list(shares.counts)[:shown]:
-    paper = f' (paper: over {ENGLISH_PERCENT:.0f})' if name == 'en' else ''
-    lines.append(f'{name:<16}{shares.counts[name]:>9,}{shares.percent(name):>7.1f}{paper}')
+def use_case_rows(shares: Shares) -> list[tuple[str, int, float | None, float | None]]:
+  """(use case, rows, percent, the paper's percent), as in Table 1, and the rows without one."""
+  found = [(name, shares.counts.get(name, 0), round(shares.percent(name), 1), paper)
+           for name, paper in TABLE_1.items()]
+  return [*found, ('not mapped', shares.unknown, None, None)]
+
+
+def language_rows(shares: Shares, shown: int = 10) -> list[tuple[str, int, float | None, str]]:
+  """(language, rows, percent, the paper's percent), most frequent first."""
+  found = [(name, n, round(shares.percent(name), 1), f'over {ENGLISH_PERCENT:.0f}' * (name == 'en'))
+           for name, n in list(shares.counts.items())[:shown]]
   rest = sum(list(shares.counts.values())[shown:])
-  return '\n'.join([*lines, *([f'{"others":<16}{rest:>9,}'] if rest else []),
-                    f'{"not sure":<16}{shares.unknown:>9,}'])
+  others = [('others', rest, None, '')] if rest else []
+  return [*found, *others, ('not sure', shares.unknown, None, '')]
