@@ -102,4 +102,4 @@ def test_the_command(tmp_path, capsys):
     '  return c\n')
   assert main(['use-cases', f'--config={config}']) == 0
   lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-  assert any({'rewrite', '3', '75.0', '6.6'} <= set(line) for line in lines)
+  assert any({'rewrite', '3', '75', '6.6'} <= set(line) for line in lines)
