@@ -95,18 +95,21 @@ def test_files_of_tasks(tmp_path):
     {'prompt': 'Add.', 'pairs': []}, {'pairs': [['a', 'b']]},
     {'prompt': 'Add.', 'pairs': [['a', 'b', 'c']]},
     {'prompt': 'Add.', 'pairs': [['a', '']]},
-    {'prompt': 'Add.', 'pairs': [['a', 'b']], 'application': ['x']}]
+    {'prompt': 'Add.', 'pairs': [['a', 'b']], 'application': ['x']},
+    {'prompt': 'Add.', 'queries': ['a', 'b'], 'responses': ['1', '2'], 'id': 'stored'},
+    {'prompt': 'Add.', 'queries': ['a', 'b'], 'responses': ['1']}]
   path.write_text('\n'.join(map(json.dumps, rows)))
   rejected = Rejected()
   found = list(sources.read_few_shot(path, rejected))
   assert found == [
     FewShot('tasks-000001', 'Add.', ('1 1', '2 2'), ('2', '4'), 'tasks'),
     FewShot('mine', 'Add.', ('',), ('x',), 'tasks', user='u', application='sums',
-            provenance='customer')]
+            provenance='customer'),
+    FewShot('stored', 'Add.', ('a', 'b'), ('1', '2'), 'tasks')]
   assert [(r.line, r.reason) for r in rejected.rows] == [
     (3, 'field pairs is missing or not a list'), (4, 'field prompt is missing'),
     (5, 'a pair is not a query and a response'), (6, 'field response is empty'),
-    (7, 'field category is not text')]
+    (7, 'field category is not text'), (9, 'queries and responses differ in number')]
 
 
 def test_tasks_as_self_instruct_writes_them(tmp_path):

@@ -122,7 +122,7 @@ def expand_all(tasks: Iterable[FewShot], config) -> list[Demonstration]:
 
 
 def few_shot_from_row(row: Mapping[str, Any], default_id: str, default_source: str) -> FewShot:
-  """Fields prompt and pairs; optional application and those of a prompt.
+  """Fields prompt and pairs, or queries and responses; optional application and those of a prompt.
 
   A pair is [query, response], or an object with `query` and `response`, or `input` and `output`.
 
@@ -130,7 +130,7 @@ def few_shot_from_row(row: Mapping[str, Any], default_id: str, default_source: s
     ValueError: with a short reason, as in `records`.
   """
   start = records.prompt_from_row(row, default_id, default_source)
-  pairs = row.get('pairs')
+  pairs = _zipped(row) if row.get('pairs') is None else row['pairs']
   if not isinstance(pairs, (list, tuple)) or not pairs:
     raise ValueError('field pairs is missing or not a list')
   queries, responses = zip(*map(_pair, pairs))
@@ -141,6 +141,16 @@ def few_shot_from_row(row: Mapping[str, Any], default_id: str, default_source: s
   if start.provenance is None:
     origin['provenance'] = 'labeler'
   return FewShot(queries=queries, responses=responses, application=application, **origin)
+
+
+def _zipped(row: Mapping[str, Any]) -> list[tuple[Any, Any]] | None:
+  """The pairs of lists queries and responses, as records are stored; None without them."""
+  queries, responses = row.get('queries'), row.get('responses')
+  if not isinstance(queries, (list, tuple)) or not isinstance(responses, (list, tuple)):
+    return None
+  if len(queries) != len(responses):
+    raise ValueError('queries and responses differ in number')
+  return list(zip(queries, responses))
 
 
 def _pair(pair: Any) -> tuple[str, str]:

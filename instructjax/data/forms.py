@@ -239,7 +239,7 @@ FORMS: dict[str, dict[str, Form]] = {
     'pretrain': Form(plain, ('text',)),
     'unpaired': Form(plain, ('prompt', 'response', 'label')),
     'safety': Form(plain, ('prompt', 'response', 'safe', 'prompt_safe')),
-    'few_shot': Form(plain, ('prompt', 'pairs')),
+    'few_shot': Form(plain, ('prompt', 'pairs', 'queries', 'responses')),
   },
   'hh': {
     'rankings': Form(hh_ranking, ('chosen', 'rejected')),
