@@ -53,6 +53,7 @@ def prepared(directory: str) -> ConfigDict:
   c.kind = 'prepared'
   c.dir = directory
   c.seed = common.placeholder(int)
+  c.few_shot = common.few_shot()
   return c
 
 
