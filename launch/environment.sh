@@ -96,9 +96,12 @@ sys.exit(None in map(find_spec, ("jax", "flax", "orbax", "grain", "ml_collection
 
 # keep_memory: on a CPU each step takes large blocks of memory and returns them; by default glibc
 # hands them back to the system, and getting them again page by page costs up to a quarter of the
-# time. Settings of one's own in GLIBC_TUNABLES stand.
+# time, on some virtual machines more than the step itself. One arena for all threads, since the
+# arenas of other threads than the first have no room for large blocks and map each anew. Settings
+# of one's own in GLIBC_TUNABLES stand.
 keep_memory() {
-  local tunables="glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592"
-  tunables+=":glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864"
+  local tunables="glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+  tunables+=":glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
+  tunables+=":glibc.malloc.top_pad=1073741824"
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$tunables}"
 }
