@@ -24,7 +24,7 @@ from instructjax.config import require_choice, require_range
 from instructjax.data import pii_finders, rules
 from instructjax.data.rejected import Path, Rejected
 from instructjax.data.rules import Index, Row
-from instructjax.data.sources import check_fractions
+from instructjax.data.sources import check_fractions, ordered
 
 NAMES = ('consent', 'provenance', 'repeats', 'cap', 'personal')
 # Always the last rule, and not by name: one prompt is never in two splits.
@@ -99,7 +99,7 @@ def stream(
     (split, row) as they come; and what each rule has done so far, `shared` last.
   """
   check(config)
-  split = functools.partial(rules.split_of, fractions=dict(config.splits), salt=config.salt)
+  split = functools.partial(rules.split_of, fractions=ordered(config.splits), salt=config.salt)
   counts = [RuleCount(name) for name in (*config.rules, LAST)]
   for count in counts:
     rows = _counted(_rule(count.name, config, index, split), rows, count, rejected)

@@ -23,7 +23,7 @@ from instructjax.data.tokenizer import (
   WordTokenizer,
 )
 
-SPLITS = ('train', 'valid', 'test')
+SPLITS = sources.SPLITS
 
 
 class Corpus(Protocol):

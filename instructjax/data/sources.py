@@ -27,6 +27,8 @@ from instructjax.data.rejected import BadRow, Path, Rejected
 
 Row = TypeVar('Row')
 
+SPLITS = ('train', 'valid', 'test')
+
 FORMATS: dict[str, Format] = {
   'jsonl': formats.JSONL, 'csv': formats.CSV, 'tsv': formats.TSV, 'parquet': tables.PARQUET,
   'huggingface': tables.ARROW, 'tfds': installed.TFDS,
@@ -324,6 +326,12 @@ def drop_shared_prompts(
     for prompt in prompts.values():
       taken.setdefault(prompt, name)
   return {name: kept[name] for name in splits}
+
+
+def ordered(fractions: Mapping[str, float]) -> dict[str, float]:
+  """Shares of splits as `draw_split` takes them: a ConfigDict has its names by the alphabet."""
+  return {name: fractions[name] for name in sorted(
+    fractions, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))}
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
