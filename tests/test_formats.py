@@ -267,12 +267,25 @@ def test_a_cut_part_gives_the_rows_before_and_the_next_part(tmp_path):
   assert rejected.rows[0].line == len(rows) - 499 and names[0] in rejected.rows[0].detail
 
 
+def test_a_part_cut_between_two_batches_is_listed(tmp_path):
+  names = save_to_disk(tmp_path / 'set', [ROWS[:500]])
+  part = tmp_path / 'set' / names[0]
+  with pa.OSFile(str(part)) as file:
+    messages = list(pa.ipc.MessageReader.open_stream(file))
+    cut = len(part.read_bytes()) - 8 - messages[-1].serialize().size
+  part.write_bytes(part.read_bytes()[:cut])
+  rows, rejected = read(tmp_path / 'set')
+  assert [row for _, row in rows] == ROWS[:400]
+  assert places(rejected) == [(401, 'rows are damaged from here')]
+
+
 def test_the_datasets_library_writes_what_is_read(tmp_path):
   datasets = pytest.importorskip('datasets')
   rows = [{'messages': [{'role': 'user', 'content': str(i)}], 'n': i} for i in range(20)]
   made = datasets.Dataset.from_list(rows)
   made.filter(lambda row: row['n'] % 2 == 0).save_to_disk(tmp_path / 'one', num_shards=3)
-  assert [row for _, row in read(tmp_path / 'one')[0]] == rows[::2]
+  found, rejected = read(tmp_path / 'one')
+  assert [row for _, row in found] == rows[::2] and not rejected.rows
   datasets.DatasetDict({'train': made, 'test': made}).save_to_disk(tmp_path / 'two')
   assert [row for _, row in read(tmp_path / 'two', 'test')[0]] == rows
 

@@ -19,6 +19,7 @@ from instructjax.data.rejected import Rejected
 # Rows turned into Python objects at a time.
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 2**20
+_END = b'\xff\xff\xff\xff\0\0\0\0'  # of an Arrow stream
 # UnicodeDecodeError is about the names of columns.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 _UNREADABLE = (*_DAMAGE, ValueError, OverflowError)
@@ -169,6 +170,10 @@ def _arrow_rows(path: str, split: str, rejected: Rejected) -> Numbered:
       with pa.OSFile(str(file)) as raw, ipc.open_stream(raw) as stream:
         for number, row in _numbered(stream, path, number + 1, rejected):  # noqa: B020
           yield number, row
+      with open(file, 'rb') as raw:
+        raw.seek(-len(_END), 2)
+        if raw.read() != _END:  # cut between two batches, which Arrow reads without a word
+          raise pa.ArrowInvalid('the stream has no end')
     except _DAMAGE as error:
       rejected.add(path, number + 1, 'rows are damaged from here', f'{file.name}: {error}'[:200])
 
