@@ -61,6 +61,9 @@ CASES = {
     lines(GOOD, demonstration('good', response='other'), demonstration('good@x-000002'),
           demonstration('good')), ('demonstrations', 'plain'),
     ['good', 'good@x-000002', 'good@x-000002@x-000003', 'good@x-000004'], [], {TWICE: 3}),
+  'duplicate ids where the name with a place is taken too': (
+    lines(GOOD, demonstration('good@x-000003'), GOOD, GOOD), ('demonstrations', 'plain'),
+    ['good', 'good@x-000003', 'good@x-000003-2', 'good@x-000004'], [], {TWICE: 2}),
   'an id like that of a row without one': (
     lines(demonstration('x-000002'), {'prompt': 'p', 'response': 'r'}),
     ('demonstrations', 'plain'), ['x-000002', 'x-000002@x-000002'], [], {TWICE: 1}),

@@ -279,6 +279,20 @@ def test_a_part_cut_between_two_batches_is_listed(tmp_path):
   assert places(rejected) == [(401, 'rows are damaged from here')]
 
 
+def test_damaged_offsets_do_not_read_foreign_memory(tmp_path):
+  names = save_to_disk(tmp_path / 'set', [[{'text': 'ab'}] * 8])
+  part = tmp_path / 'set' / names[0]
+  offsets = np.arange(0, 17, 2, np.int32)
+  damaged = offsets.copy()
+  damaged[4] = 1 << 20
+  assert part.read_bytes().count(offsets.tobytes()) == 1
+  part.write_bytes(part.read_bytes().replace(offsets.tobytes(), damaged.tobytes()))
+  rows, rejected = read(tmp_path / 'set')
+  # The offset is the end of one row and the start of the next.
+  assert rows == [(n, {'text': 'ab'}) for n in (1, 2, 3, 6, 7, 8)]
+  assert places(rejected) == [(4, 'row cannot be read'), (5, 'row cannot be read')]
+
+
 def test_the_datasets_library_writes_what_is_read(tmp_path):
   datasets = pytest.importorskip('datasets')
   rows = [{'messages': [{'role': 'user', 'content': str(i)}], 'n': i} for i in range(20)]

@@ -274,6 +274,13 @@ def test_fields_templates_constants_and_own_names():
     'x-000001', '{second} of 7', 'dotted', '7', 'own', 'x', 'o', 'labeler', True)
 
 
+def test_the_map_goes_before_a_field_of_the_same_name():
+  row = {'prompt': 'no', 'category': 'no', 'user': 'no', 'q': 'yes'}
+  made = make('prompts', 'plain', row, fields={'prompt': 'q'}, templates={'category': '{q}'},
+              constants={'user': 'yes'})
+  assert (made.prompt, made.category, made.user) == ('yes', 'yes', 'yes')
+
+
 def test_several_fields_make_a_list():
   row = {'question': 'p', 'answer_0': 'a', 'answer_1': 'b', 'score_0': -1.0, 'score_1': '0.5'}
   made = make('rankings', 'scores', row, fields={
