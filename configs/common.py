@@ -266,6 +266,55 @@ def reward_model(*, init: str, rankings: str, batch_size: int, row_length: int, 
   return c
 
 
+def kfold(settings: str) -> ConfigDict:
+  """A reward model for each group of labelers, from the labels of the others (facts L04)."""
+  c = ConfigDict()
+  c.kind = 'kfold'
+  # The reward-model sub-config whose settings, rankings and start are used.
+  c.settings = settings
+  # Groups of labelers, and seeds: of groups, held-out prompts, head and order.
+  c.folds = 5
+  c.seeds = 3
+  # Share of the prompts that no model of a seed learns from.
+  c.held_out_share = 0.2
+  # Sources whose rankings are taken; (): all that name their labelers.
+  c.sources = ()
+  return c
+
+
+def noise(settings: str) -> ConfigDict:
+  """What wrong labels cost a reward model, and whether bad labelers are found (facts L09)."""
+  c = ConfigDict()
+  c.kind = 'noise'
+  # The reward-model sub-config whose settings and start are used; rankings of data.kind 'panel'.
+  c.settings = settings
+  c.seeds = 3
+  c.held_out_share = 0.2
+  # Shares of the training rankings that are turned round.
+  c.flip_rates = (0.0, 0.1, 0.2, 0.3, 0.4)
+  # Shares of the labelers who are bad, and how: 'turned' turn all their rankings round, 'drawn'
+  # draw them. Each is trained with them, and again without those whom the detector names.
+  c.bad_shares = (0.1, 0.3)
+  c.bad_kind = 'turned'
+  # Probability from which on a labeler is named as bad.
+  c.sure = 0.9
+  return c
+
+
+def panel(*, prompts: int, labels_each: int) -> ConfigDict:
+  """Rankings by simulated labelers of what people wrote, for data.kind 'panel'."""
+  c = ConfigDict()
+  # Prompts, distinct responses to each, labelers who rank each.
+  c.prompts = prompts
+  c.min_responses = 4
+  c.max_responses = 9
+  c.labels_each = labels_each
+  # How far apart the labelers' tastes are, times the miniature world's own.
+  c.style_spread = 1.0
+  c.valid_fraction = 0.1
+  return c
+
+
 def select(*, candidates: str, reward: str, prompts: int) -> ConfigDict:
   """The SFT checkpoint with the best reward-model score on validation prompts (facts S03)."""
   c = ConfigDict()

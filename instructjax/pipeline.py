@@ -9,7 +9,17 @@ from instructjax import config as config_lib
 from instructjax import distributed, hooks
 from instructjax.display import say, stage_table
 from instructjax.profiling import ProfiledSteps
-from instructjax.stages import collect, dpo, evaluate, language, ppo, reward_model, select
+from instructjax.stages import (
+  collect,
+  dpo,
+  evaluate,
+  kfold,
+  language,
+  noise,
+  ppo,
+  reward_model,
+  select,
+)
 from instructjax.stages.context import Context, make_context
 
 KINDS = {
@@ -20,6 +30,8 @@ KINDS = {
   'ppo': ppo.run,
   'dpo': dpo.run,
   'evaluate': evaluate.run,
+  'kfold': kfold.run,
+  'noise': noise.run,
 }
 
 # Fields that name a stage whose result a stage of this kind takes over.
@@ -31,7 +43,13 @@ SOURCES = {
   'ppo': ('init', 'ref', 'reward'),
   'dpo': ('init', 'ref', 'rankings'),
   'evaluate': ('baseline_stage', 'ref', 'reward'),
+  # What the reward model's settings name; see `_sources`.
+  'kfold': (),
+  'noise': (),
 }
+
+CHECKS = {
+  'dpo': dpo.check_config, 'kfold': kfold.check_config, 'noise': noise.check_config}
 
 # What may differ when a run goes on in its directory: nothing that changes a number.
 MAY_CHANGE = ('stages', 'tracking', 'title', 'needs')
@@ -59,8 +77,11 @@ def check(config, workdir: pathlib.Path) -> None:
       raise ValueError(f'config.stages names {name!r} twice')
     if kind == 'ppo':
       ppo.check_config(name, config[name], config.limits)
-    if kind == 'dpo':
-      dpo.check_config(name, config[name])
+    if kind in CHECKS:
+      CHECKS[kind](name, config[name])
+    if kind in ('kfold', 'noise') and config[name].settings not in known:
+      raise ValueError(f'config.{name}.settings {config[name].settings!r} is no sub-config of a '
+                       'reward model')
     for field, source in _sources(config, name):
       _check_source(config, workdir, number, f'config.{name}.{field}', source, known)
 
@@ -68,6 +89,8 @@ def check(config, workdir: pathlib.Path) -> None:
 def _sources(config, name: str) -> list[tuple[str, str]]:
   """(field, stage or path) of everything that a stage takes over from others."""
   c = config[name]
+  if c.kind in ('kfold', 'noise'):
+    c = config[c.settings]
   found = [(field, c[field]) for field in SOURCES[c.kind] if c[field] is not None]
   if c.kind == 'evaluate':
     found += [(f'models.{model}', source) for model, (source, _) in c.models.items()]
@@ -130,7 +153,9 @@ def run_stage(ctx: Context, name: str) -> dict:
 
 
 def _report_rejected(ctx: Context, where: str, before: int) -> None:
-  """Writes and counts the rows set aside since there were `before` of them."""
+  """Writes and counts the rows set aside since there were `before` of them; shows new notes."""
+  for note, count in ctx.rejected.new_notes().items():
+    print(f'{where}: {note}: {count} rows')
   new = len(ctx.rejected.rows) - before
   if new:
     if distributed.is_first():

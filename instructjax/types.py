@@ -74,6 +74,7 @@ class RankingBatch:
   gather: Gather        # index, mask [m, G*K, 1]
   better: Array         # [m, G, K, K] float32 weight of the label "i preferred to j"; 0 = none, tie
   margin: Array         # [m, G, K, K] float32 margin of that label, in score units
+  prompt_weight: Array  # [m, G] float32 weight of the prompt's labels beside other prompts'
   response_mask: Array  # [m, G, K] bool, True where the slot holds a response
   length: Array         # [m, G, K] int32 response tokens, end-of-text included
 
@@ -88,6 +89,7 @@ class PreferenceBatch:
   rows: Rows
   gather: Gather        # index, mask [m, G*K, R]
   better: Array         # [m, G, K, K] float32 weight of the label "i preferred to j"; 0 = none, tie
+  prompt_weight: Array  # [m, G] float32 weight of the prompt's labels beside other prompts'
   response_mask: Array  # [m, G, K] bool, True where the slot holds a response
   ref_logprobs: Array | None  # [m, G, K] float32 sums under the reference; None: computed each step
 

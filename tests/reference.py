@@ -85,7 +85,9 @@ def labelled_pairs(better, response_mask, g):
   ]
 
 
-def ranking_total(scores, better, margin, response_mask, *, pair_divisor):
+def ranking_total(
+  scores, better, margin, response_mask, *, pair_divisor, prompt_weight=None
+):
   total = 0.0
   for g in range(len(scores)):
     labels = labelled_pairs(better, response_mask, g)
@@ -100,7 +102,7 @@ def ranking_total(scores, better, margin, response_mask, *, pair_divisor):
       loss /= sum(weight for _, _, weight in labels)
     elif pair_divisor == 'all':
       loss /= math.comb(int(np.sum(response_mask[g])), 2)
-    total += loss
+    total += loss if prompt_weight is None else float(prompt_weight[g]) * loss
   return total
 
 
@@ -118,13 +120,18 @@ def smoothed_labels(better, *, label_smoothing):
   return out
 
 
-def ranking_weight(better, response_mask, *, pair_divisor):
-  labels = [labelled_pairs(better, response_mask, g) for g in range(len(better))]
-  if pair_divisor == 'kept':
-    return float(sum(1 for pairs in labels if pairs))
-  if pair_divisor == 'all':
-    return float(sum(1 for row in response_mask if np.sum(row) >= 2))
-  return sum(weight for pairs in labels for _, _, weight in pairs)
+def ranking_weight(better, response_mask, *, pair_divisor, prompt_weight=None):
+  total = 0.0
+  for g in range(len(better)):
+    labels = labelled_pairs(better, response_mask, g)
+    if pair_divisor == 'kept':
+      counted = 1.0 if labels else 0.0
+    elif pair_divisor == 'all':
+      counted = 1.0 if np.sum(response_mask[g]) >= 2 else 0.0
+    else:
+      counted = sum(weight for _, _, weight in labels)
+    total += counted if prompt_weight is None else float(prompt_weight[g]) * counted
+  return total
 
 
 def ranking_counts(scores, better, response_mask):

@@ -21,7 +21,9 @@ RECIPES = sorted(
 # Arguments beside '' and 'test' that a recipe offers.
 PRESETS = {'quickstart': (
   'plain', 'plain,test', 'tax', 'dpo', 'dpo,test', 'seed=7', 'sweep', 'sweep,plain'),
-           'real_text': ('data_dir=some/where', 'prepared=some/where', 'seed=3')}
+           'real_text': ('data_dir=some/where', 'prepared=some/where', 'seed=3'),
+           'labelers': ('study=noise', 'study=noise,test', 'data_dir=some/where',
+                        'data_dir=some/where,test')}
 CASES = [(r, a) for r in RECIPES for a in ('', 'test', *PRESETS.get(r, ()))]
 
 
@@ -69,7 +71,9 @@ def test_stages_of_a_kind_have_the_same_fields(recipe, argument):
     'ppo': common.ppo(init='a', ref='b', reward='c', batch_size=1, steps=1),
     'dpo': common.dpo(
       init='a', ref='b', rankings='c', batch_size=1, row_length=8, peak=1.0),
-    'evaluate': common.evaluate(prompts=1)}
+    'evaluate': common.evaluate(prompts=1),
+    'kfold': common.kfold('a'),
+    'noise': common.noise('a')}
   config = build(recipe, argument)
   for stage in config.stages:
     assert fields(config[stage]) == fields(templates[config[stage].kind]), stage

@@ -24,7 +24,7 @@ FLOORS = (
   ('algorithms.*',),
   ('checkpoint', 'evaluators.*', 'hooks', 'profiling', 'report'),
   ('loop',),
-  ('stages.*', 'pipeline', 'preflight', '__main__', 'plan', 'benchmarks.*'),
+  ('stages.*', 'pipeline', 'preflight', '__main__', 'plan', 'benchmarks.*', 'labelers'),
 )
 
 

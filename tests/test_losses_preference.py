@@ -47,6 +47,10 @@ def example():
   return scores, better, margin, response_mask
 
 
+# Of the five prompts of `example`.
+PROMPT_WEIGHT = np.array([2.0, 0.5, 3.0, 1.0, 0.0], np.float32)
+
+
 def check_ranking_total(module):
   scores, better, margin, response_mask = example()
   for divisor in DIVISORS:
@@ -57,6 +61,11 @@ def check_ranking_total(module):
       (response_mask,),
       pair_divisor=divisor,
     )
+    wanted = reference.ranking_total(
+      scores, better, margin, response_mask, pair_divisor=divisor, prompt_weight=PROMPT_WEIGHT)
+    run = jax.jit(lambda s, b, m, r, w, d=divisor: module.ranking_total(
+      s, b, m, r, pair_divisor=d, prompt_weight=w))
+    assert_close(run(scores, better, margin, response_mask, PROMPT_WEIGHT), wanted)
   run = jax.jit(lambda s, b, m: module.ranking_total(s, b, None, m, pair_divisor='kept'))
   wanted = reference.ranking_total(scores, better, None, response_mask, pair_divisor='kept')
   assert_close(run(scores, better, response_mask), wanted)
@@ -69,6 +78,12 @@ def check_ranking_weight(module):
     weight = run(better, response_mask)
     assert weight.dtype == jnp.float32
     assert_close(weight, reference.ranking_weight(better, response_mask, pair_divisor=divisor))
+    more = {'pair_divisor': divisor, 'prompt_weight': PROMPT_WEIGHT}
+    assert_close(module.ranking_weight(better, response_mask, **more),
+                 reference.ranking_weight(better, response_mask, **more))
+  with pytest.raises(TypeError, match='prompt_weight'):
+    module.ranking_weight(
+      better, response_mask, pair_divisor='kept', prompt_weight=np.ones(5, np.int32))
   refuses_integers(module.ranking_weight, (better,), (response_mask,), pair_divisor='kept')
 
 
@@ -202,6 +217,20 @@ def test_weight_two_is_the_pair_twice():
   assert_close(loss(scores, 2 * better, mask, 'pair'), loss(*twice, 'pair'))
   doubled = preference.ranking_total(scores, 2 * better, None, mask, pair_divisor='pair')
   assert_close(doubled, preference.ranking_total(*twice[:2], None, twice[2], pair_divisor='pair'))
+
+
+@pytest.mark.parametrize('divisor', DIVISORS)
+def test_a_prompt_of_weight_two_is_the_prompt_twice(divisor):
+  scores, better, margin, mask = example()
+  weight = np.array([1.0, 2.0, 1.0, 2.0, 1.0], np.float32)
+  twice = [np.concatenate([x, x[[1, 3]]]) for x in (scores, better, margin, mask)]
+  assert_close(
+    preference.ranking_total(
+      scores, better, margin, mask, pair_divisor=divisor, prompt_weight=weight),
+    preference.ranking_total(*twice, pair_divisor=divisor))
+  assert_close(
+    preference.ranking_weight(better, mask, pair_divisor=divisor, prompt_weight=weight),
+    preference.ranking_weight(twice[1], twice[3], pair_divisor=divisor))
 
 
 def test_margin_moves_the_optimum():

@@ -315,7 +315,8 @@ def test_rankings_lose_long_responses_or_go():
   made, kept = data_items.ranking_items(
     ByteTokenizer(), [row], limits(), rejected, margin=0.0, drop_long_responses=True)
   assert kept[0].responses == ('one', 'two', 'six') and kept[0].ranking == ((2, 0), (1,))
-  np.testing.assert_array_equal(made[0].better, [[0, 0.5, 0], [0, 0, 0], [0, 0.5, 0]])
+  np.testing.assert_array_equal(made[0].better, [[0, 1, 0], [0, 0, 0], [0, 1, 0]])
+  assert made[0].weight == 0.5 and made[0].labelers == ('a',)
   np.testing.assert_array_equal(made[0].margin, [[0, 2, 0], [0, 0, 0], [0, 2, 0]])
   assert len(rejected.rows) == 1
   made, kept = data_items.ranking_items(
@@ -324,13 +325,17 @@ def test_rankings_lose_long_responses_or_go():
   assert rejected.counts()["a ranking's responses do not fit"] == 1
 
 
-def test_labelers_of_the_same_responses_become_one_item():
-  def row(responses, ranking, prompt='p', margin=None):
-    return records.Ranking('r', prompt, responses, ranking, 'a', 'test', margin=margin)
+def label(responses, ranking, labeler, *, prompt='p', margin=None, weight=1.0):
+  return records.Ranking(
+    'r', prompt, responses, ranking, labeler, 'test', margin=margin, weight=weight)
 
-  rows = [row(('x', 'yy'), ((0,), (1,)), margin=1.0), row(('yy', 'x'), ((1,), (0,)), margin=4.0),
-          row(('x', 'yy'), ((1,), (0,)), margin=3.0), row(('x', 'yy'), ((0, 1),)),
-          row(('x', 'yy'), ((0,), (1,)), prompt='q'), row(('x', 'z'), ((0,), (1,)))]
+
+def test_labelers_of_the_same_responses_become_one_item():
+  rows = [
+    label(('x', 'yy'), ((0,), (1,)), 'a', margin=1.0),
+    label(('yy', 'x'), ((1,), (0,)), 'b', margin=4.0),
+    label(('x', 'yy'), ((1,), (0,)), 'c', margin=3.0), label(('x', 'yy'), ((0, 1),), None),
+    label(('x', 'yy'), ((0,), (1,)), 'a', prompt='q'), label(('x', 'z'), ((0,), (1,)), 'a')]
   made, kept = data_items.ranking_items(
     ByteTokenizer(), rows, limits(), sources.Rejected(), margin=0.0, drop_long_responses=True)
   merged = data_items.merge_labels(made, kept)
@@ -339,6 +344,27 @@ def test_labelers_of_the_same_responses_become_one_item():
   np.testing.assert_array_equal(merged[0].better, [[0, 0.5], [0.25, 0]])
   np.testing.assert_array_equal(merged[0].margin, [[0, 2.5], [3, 0]])
   assert merged[0].group is made[0].group
+  assert merged[0].labelers == ('a', 'b', 'c', None) and merged[0].weight == 1.0
+
+
+def test_a_label_of_weight_two_is_the_labelers_row_twice():
+  def merged(*rows):
+    rows = [label(('x', 'yy'), ranking, who, weight=w) for who, ranking, w in rows]
+    made, kept = data_items.ranking_items(
+      ByteTokenizer(), rows, limits(), sources.Rejected(), margin=1.0, drop_long_responses=True)
+    return data_items.merge_labels(made, kept)[0]
+
+  x, y = ((0,), (1,)), ((1,), (0,))
+  heavy, twice = merged(('a', x, 2.0), ('b', y, 1.0)), merged(
+    ('a', x, 1.0), ('b', y, 1.0), ('a', x, 1.0))
+  np.testing.assert_allclose(heavy.better, [[0, 2 / 3], [1 / 3, 0]], rtol=1e-6)
+  for field in ('better', 'margin', 'weight', 'labelers'):
+    np.testing.assert_array_equal(getattr(heavy, field), getattr(twice, field))
+  assert heavy.weight == 1.5
+  # A labeler of weight 0 is heard by nobody, and a prompt that only such ones ranked weighs 0.
+  silent = merged(('a', x, 1.0), ('b', y, 0.0))
+  np.testing.assert_array_equal(silent.better, [[0, 1], [0, 0]])
+  assert merged(('a', x, 0.0), ('b', y, 0.0)).weight == 0.0
 
 
 def test_impossible_limits_are_refused():

@@ -176,6 +176,20 @@ def test_ties_are_kept_and_noted_and_64_responses_are_legal(tmp_path):
   assert (rows[0].weight, rows[0].margin, rows[1].labeler) == (0.0, 0.5, 'l1')
 
 
+def test_mixed_rubrics_are_noted_with_counts(tmp_path):
+  rows = [RANKING | {'rubric': version, 'user': 'u'} for version in ('v1', 'v2', None, 'v1')]
+  content = b'\n'.join(json.dumps(r).encode() for r in rows)
+  found, rejected = read(tmp_path, content, reader=sources.read_rankings)
+  assert [r.rubric for r in found] == ['v1', 'v2', None, 'v1'] and found[0].user == 'u'
+  mixed = 'versions of the labeling instructions are mixed: '
+  assert rejected.notes == {
+    f'{mixed}rubric v1': 2, f'{mixed}rubric v2': 1, f'{mixed}no rubric': 1}
+  assert rejected.new_notes() == rejected.notes and rejected.new_notes() == {}
+  alone = b'\n'.join(json.dumps(r).encode() for r in (rows[0], rows[3]))
+  _, rejected = read(tmp_path, alone, reader=sources.read_rankings)
+  assert not rejected.notes
+
+
 def test_chosen_and_rejected_make_a_ranking(tmp_path):
   pair = {'prompt': 'p', 'responses': ['a', 'b'], 'chosen': 1, 'rejected': 0}
   rows, _ = read(tmp_path, json.dumps(pair).encode(), reader=sources.read_rankings)

@@ -24,9 +24,10 @@ def response_logprobs(
 
 def preference_metrics(rewards: Float[Array, 'G K'], batch: PreferenceBatch) -> dict:
   """How the implicit rewards order the pairs, and the mean reward of either side of them."""
-  counts = preference.ranking_counts(rewards, batch.better, batch.response_mask)
+  weighted = batch.better * batch.prompt_weight[:, None, None]
+  counts = preference.ranking_counts(rewards, weighted, batch.response_mask)
   both = batch.response_mask[:, :, None] & batch.response_mask[:, None, :]
-  labels = jnp.where(both, batch.better, 0.0)
+  labels = jnp.where(both, weighted, 0.0)
   return {
     **counts,
     'dpo/chosen_reward': Mean.of(rewards, labels.sum(2)),
@@ -60,14 +61,15 @@ def make_dpo(
     rewards = preference.implicit_rewards(logprobs, anchor, batch.response_mask, beta=beta)
     labels = preference.smoothed_labels(batch.better, label_smoothing=label_smoothing)
     total = preference.ranking_total(
-      rewards, labels, None, batch.response_mask, pair_divisor=pair_divisor)
+      rewards, labels, None, batch.response_mask, pair_divisor=pair_divisor,
+      prompt_weight=batch.prompt_weight)
     return {'dpo': total}, preference_metrics(rewards, batch)
 
   def weights(batch: PreferenceBatch):
     shape = (-1, *batch.better.shape[2:])
     return {'dpo': preference.ranking_weight(
       batch.better.reshape(shape), batch.response_mask.reshape(shape[:2]),
-      pair_divisor=pair_divisor)}
+      pair_divisor=pair_divisor, prompt_weight=batch.prompt_weight.reshape(-1))}
 
   return offline((Pass(name='dpo', stream='preferences', totals=totals, weights=weights),),
                  {'dpo': 1.0})

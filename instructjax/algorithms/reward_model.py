@@ -37,8 +37,10 @@ def make_reward_model(model: ModelConfig, *, pair_divisor: str) -> Algorithm:
     scores = ranking_scores(
       model, params['reward'], batch, dropout_key=key if model.dropout > 0 else None)
     total = preference.ranking_total(
-      scores, batch.better, batch.margin, batch.response_mask, pair_divisor=pair_divisor)
-    metrics = preference.ranking_counts(scores, batch.better, batch.response_mask)
+      scores, batch.better, batch.margin, batch.response_mask, pair_divisor=pair_divisor,
+      prompt_weight=batch.prompt_weight)
+    labels = batch.better * batch.prompt_weight[:, None, None]
+    metrics = preference.ranking_counts(scores, labels, batch.response_mask)
     count = batch.response_mask.astype(jnp.float32)
     return {'ranking': total}, {**metrics, 'ranking/score': Mean.of(scores, count)}
 
@@ -46,7 +48,7 @@ def make_reward_model(model: ModelConfig, *, pair_divisor: str) -> Algorithm:
     shape = (-1, *batch.better.shape[2:])
     return {'ranking': preference.ranking_weight(
       batch.better.reshape(shape), batch.response_mask.reshape(shape[:2]),
-      pair_divisor=pair_divisor)}
+      pair_divisor=pair_divisor, prompt_weight=batch.prompt_weight.reshape(-1))}
 
   return offline(
     (Pass(name='ranking', stream='rankings', totals=totals, weights=weights),), {'ranking': 1.0})

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from instructjax.data import few_shot, sources
+from instructjax.data.miniature import panel
 from instructjax.data.miniature.judge import best_response, judge
 from instructjax.data.miniature.world import World, WorldSizes
 from instructjax.data.prepared import Prepared
@@ -125,6 +126,31 @@ class MiniatureCorpus:
     tokenizer = WordTokenizer(self.world.words)
     tokenizer.save(directory)
     return tokenizer
+
+
+class PanelCorpus(MiniatureCorpus):
+  """The miniature world with rankings of people's responses, several labelers on each."""
+
+  def __init__(self, config, seed: int):
+    """Builds the world of `seed` and asks its labelers.
+
+    Args:
+      config: as for `MiniatureCorpus`, and `panel`: `prompts`, `min_responses`, `max_responses`,
+        `labels_each`, `style_spread`, `valid_fraction`.
+      seed: of the world.
+    """
+    super().__init__(config, seed)
+    c = config.panel
+    self.sheets = panel.sheets(self.world, c.prompts, c.min_responses, c.max_responses)
+    self.people = panel.styled(self.world.labelers, c.style_spread)
+    rows = panel.rankings(self.sheets, self.people, c.labels_each, self.world.noise, seed)
+    self._rankings = sources.split_by_hash(
+      rows, sources.prompt_key, {'train': 1 - c.valid_fraction, 'valid': c.valid_fraction},
+      salt='panel')
+
+  def rankings(self, split: str) -> list[Ranking]:
+    """'train' and 'valid'; there is no 'test'."""
+    return self._rankings.get(split, [])
 
 
 class _SplitCorpus:
@@ -266,11 +292,16 @@ def _find(directory, names: tuple[str, ...]) -> list[pathlib.Path]:
 
 
 def make_corpus(config, seed: int, rejected: Rejected) -> Corpus:
-  """The corpus of a recipe's `data` config, by its `kind`: 'miniature', 'files' or 'prepared'."""
+  """The corpus of a recipe's `data` config, by its `kind`.
+
+  Kinds are 'miniature', 'panel', 'files' and 'prepared'.
+  """
   if config.kind == 'miniature':
     return MiniatureCorpus(config, seed)
+  if config.kind == 'panel':
+    return PanelCorpus(config, seed)
   if config.kind == 'files':
     return FileCorpus(config, seed, rejected)
   if config.kind == 'prepared':
     return PreparedCorpus(config)
-  raise ValueError(f"data.kind {config.kind!r}: use 'miniature', 'files' or 'prepared'")
+  raise ValueError(f"data.kind {config.kind!r}: use 'miniature', 'panel', 'files' or 'prepared'")

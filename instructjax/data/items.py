@@ -159,11 +159,16 @@ def ranking_items(
       continue
     row = without_responses(row, faults.keys()) if faults else row
     branches = tuple(b for k, b in enumerate(branches) if k not in faults)
-    better = better_matrix(row.ranking, len(branches)) * np.float32(row.weight)
-    own = margin if row.margin is None else row.margin
-    items.append(RankingItem(Group(trunk, branches, 0), better, (better > 0) * np.float32(own)))
+    items.append(labelled(Group(trunk, branches, 0), row, margin=margin))
     kept.append(row)
   return items, kept
+
+
+def labelled(group: Group, row: records.Ranking, *, margin: float) -> RankingItem:
+  """The item of a row whose responses are the group's branches; `margin` where it has none."""
+  better = better_matrix(row.ranking, len(group.branches))
+  own = margin if row.margin is None else row.margin
+  return RankingItem(group, better, better * np.float32(own), row.weight, (row.labeler,))
 
 
 def merge_labels(
@@ -171,10 +176,12 @@ def merge_labels(
 ) -> list[RankingItem]:
   """One item for all labelers who ranked the same responses to the same prompt.
 
-  Its labels are their mean, so where they disagree both directions have weight. Otherwise a
-  response would be trained on once for each labeler in every epoch, which is what batching all
+  Its labels are their mean by weight, so where they disagree both directions have weight. Otherwise
+  a response would be trained on once for each labeler in every epoch, which is what batching all
   pairs of a prompt is there to avoid (Ouyang et al. 2022, section 3.5). A margin is the mean over
-  the labelers who prefer that response.
+  the labelers who prefer that response. The item's own weight is the sum of the labels' over the
+  number of labelers (a row without a labeler is one of its own), so a label of weight 2 is the same
+  as the labeler's row given twice.
   """
   found: dict[tuple[str, frozenset[str]], list[int]] = {}
   for place, row in enumerate(rows):
@@ -188,10 +195,16 @@ def merge_labels(
     better, margin = np.zeros_like(first.better), np.zeros_like(first.margin)
     for place in places:
       order = np.ix_(*2 * [[rows[place].responses.index(r) for r in responses]])
-      better += items[place].better[order]
-      margin += items[place].better[order] * items[place].margin[order]
+      label = np.float32(rows[place].weight) * items[place].better[order]
+      better += label
+      margin += label * items[place].margin[order]
     margin = np.divide(margin, better, out=np.zeros_like(margin), where=better > 0)
-    merged.append(RankingItem(first.group, better / np.float32(len(places)), margin))
+    who = [rows[place].labeler for place in places]
+    named = tuple(dict.fromkeys(x for x in who if x is not None))
+    total = sum(rows[place].weight for place in places)
+    merged.append(RankingItem(
+      first.group, better / np.float32(total if total > 0 else 1), margin,
+      total / (len(named) + who.count(None)), (*named, *[None] * who.count(None))))
   return merged
 
 

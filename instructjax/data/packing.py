@@ -219,9 +219,12 @@ def _check_response_length(groups: Sequence[Group], shape: RowShape) -> None:
                      f'{shape.response_length}: truncate it or raise response_length')
 
 
-def _labels(items: Sequence[RankingItem | None], K: int) -> tuple[np.ndarray, np.ndarray]:
-  """`better` and `margin` of all items, [G, K, K] each; places without an item hold 0."""
+def _labels(
+  items: Sequence[RankingItem | None], K: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """`better` and `margin` [G, K, K] and `weight` [G]; places without an item hold 0."""
   better, margin = np.zeros((2, len(items), K, K), np.float32)
+  weight = np.array([0 if it is None else it.weight for it in items], np.float32)
   for g, it in enumerate(items):
     if it is None:
       continue
@@ -232,7 +235,7 @@ def _labels(items: Sequence[RankingItem | None], K: int) -> tuple[np.ndarray, np
       raise ValueError(f'item {it.group.item} has {k} responses, its better and margin are '
                        f'{it.better.shape} and {it.margin.shape}')
     better[g, :k, :k], margin[g, :k, :k] = it.better, it.margin
-  return better, margin
+  return better, margin, weight
 
 
 def preference_microbatch(
@@ -252,7 +255,7 @@ def preference_microbatch(
       needed than `shape.rows`.
   """
   G, K = len(items), shape.responses
-  better, _ = _labels(items, K)
+  better, _, weight = _labels(items, K)
   present = np.array([g for g, it in enumerate(items) if it is not None], np.int64)
   groups = [it.group for it in items if it is not None]
   _check_response_length(groups, shape)
@@ -260,7 +263,7 @@ def preference_microbatch(
   entry = present[layout.group] * K + layout.branch - 1
   gather = _whole_responses(layout, shape, entry, G * K)
   return types.PreferenceBatch(
-    layout.rows, gather, better, gather.mask.any(-1).reshape(G, K), None)
+    layout.rows, gather, better, weight, gather.mask.any(-1).reshape(G, K), None)
 
 
 def ranking_microbatch(
@@ -280,7 +283,7 @@ def ranking_microbatch(
       needed than `shape.rows`.
   """
   G, K, M = len(items), shape.responses, shape.select_slots
-  better, margin = _labels(items, K)
+  better, margin, weight = _labels(items, K)
   present = np.array([g for g, it in enumerate(items) if it is not None], np.int64)
   kept = [it for it in items if it is not None]
   layout = _lay_out([it.group for it in kept], [ranking_sizes(it) for it in kept], shape)
@@ -299,7 +302,7 @@ def ranking_microbatch(
   mask[entry, 0] = True
   length[entry] = layout.length[responses]
   return types.RankingBatch(layout.rows, types.Gather(select, index, mask), better, margin,
-                            mask.reshape(G, K), length.reshape(G, K))
+                            weight, mask.reshape(G, K), length.reshape(G, K))
 
 
 def stack_microbatches(microbatches: Sequence):

@@ -218,6 +218,8 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     row_length: T.
     select_slots: M.
     rows_multiple: row counts are multiples of this (data shards).
+    row_shapes: the row counts of another loader, so that what was compiled for its batches serves
+      these too; None chooses.
 
   Attributes:
     row_shapes: the row counts that `batch` may return, increasing, at most five. All but the last
@@ -227,6 +229,7 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
   def __init__(
     self, items: Sequence[Item], sizes: Sequence[Sizes], order: Order, batch_size: int,
     microbatches: int, row_length: int, select_slots: int, rows_multiple: int,
+    row_shapes: tuple[int, ...] | None = None,
   ):
     if batch_size % microbatches:
       raise ValueError(f'batch_size {batch_size} must be a multiple of microbatches {microbatches}')
@@ -240,6 +243,9 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     self._parts = np.array([len(p) for p in parts])
     self._costs = np.array([sum(q.length / row_length + q.slots * slot_cost for q in p)
                             for p in parts])
+    if row_shapes is not None:
+      self.row_shapes = row_shapes
+      return
     usual = choose_rows(self._scan(), rows_multiple)
     bound = round_up_rows(self._bound(), rows_multiple)
     self.row_shapes = usual if bound <= usual[-1] else (*usual, bound)
@@ -283,7 +289,10 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     """The numpy record of this step with its microbatch axis."""
     indices, microbatches = self._deal(step)
     needed = max(self._rows(dealt) for dealt in microbatches)
-    rows = next(n for n in self.row_shapes if n >= needed)
+    rows = next((n for n in self.row_shapes if n >= needed), None)
+    if rows is None:
+      raise ValueError(f'step {step} needs {needed} rows, the loader has {self.row_shapes}: they '
+                       'were chosen for other items')
     places = deal(self._costs[indices], self.microbatches, self.size)
     return packing.stack_microbatches([
       self._build([None if p < 0 else self._at(int(indices[p]), int(p)) for p in row], rows)
@@ -332,6 +341,7 @@ class RankingLoader(PackedLoader[RankingItem, types.RankingBatch]):
   def __init__(
     self, items: Sequence[RankingItem], order: Order, *, batch_size: int, microbatches: int,
     row_length: int, select_slots: int, rows_multiple: int, responses: int,
+    row_shapes: tuple[int, ...] | None = None,
   ):
     most = max((len(it.group.branches) for it in items), default=0)
     if most > responses:
@@ -339,7 +349,7 @@ class RankingLoader(PackedLoader[RankingItem, types.RankingBatch]):
                        'responses or set the prompt aside')
     self.responses = responses
     super().__init__(items, [ranking_sizes(it) for it in items], order, batch_size, microbatches,
-                     row_length, select_slots, rows_multiple)
+                     row_length, select_slots, rows_multiple, row_shapes)
 
   def _build(self, items: list[RankingItem | None], rows: int) -> types.RankingBatch:
     return packing.ranking_microbatch(

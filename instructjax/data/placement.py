@@ -52,11 +52,21 @@ class LanguageItem:
 
 @dataclasses.dataclass(frozen=True)
 class RankingItem:
-  """A prompt with K labelled responses; [K, K] arrays say what the label prefers."""
+  """A prompt with K labelled responses; [K, K] arrays say what the labels prefer.
+
+  Attributes:
+    group: the tokens.
+    better: [K, K] float32 weight of "i preferred to j" within this item; 0 = no pair or tie.
+    margin: [K, K] float32 margin of that preference, score units.
+    weight: of the item's labels beside those of other items.
+    labelers: whose labels they are, each once; None is one who has no name.
+  """
 
   group: Group
-  better: np.ndarray  # [K, K] float32 weight of "i preferred to j"; 0 = no pair or tie
-  margin: np.ndarray  # [K, K] float32 margin of that preference, score units
+  better: np.ndarray
+  margin: np.ndarray
+  weight: float = 1.0
+  labelers: tuple[str | None, ...] = (None,)
 
 
 @dataclasses.dataclass(frozen=True)

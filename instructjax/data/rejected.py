@@ -49,6 +49,7 @@ class Rejected:
     self.notes: collections.Counter[str] = collections.Counter()
     self._counts: collections.Counter[str] = collections.Counter()
     self.read_bytes = 0
+    self._told: dict[str, int] = {}
     self._seen: set[RejectedRow] = set()
     self._log = None if log is None else open(log, 'w', encoding='utf-8', newline='\n')  # noqa: SIM115
 
@@ -67,6 +68,12 @@ class Rejected:
   def counts(self) -> dict[str, int]:
     """Rows set aside for each reason, most frequent first."""
     return dict(self._counts.most_common())
+
+  def new_notes(self) -> dict[str, int]:
+    """Notes that came, or whose count changed, since the last call."""
+    found = {note: n for note, n in self.notes.items() if self._told.get(note) != n}
+    self._told.update(found)
+    return found
 
   def write(self, path: Path) -> None:
     """Writes one JSON object for each row in memory."""

@@ -10,6 +10,7 @@ line. `open_rows` gives the raw rows of anything, `read_records` finished record
   print(rejected.counts(), rejected.notes)
 """
 
+import collections
 import dataclasses
 import glob
 import hashlib
@@ -207,9 +208,30 @@ def read_records(
   for part in parts:
     check_fields(part)
   seen = set() if seen is None else seen
-  for part in parts:
-    yield from _convert_rows(open_rows(part, rejected), part.converter(), part.path, part.name,
-                             seen, rejected)
+
+  def converted():
+    for part in parts:
+      yield from _convert_rows(open_rows(part, rejected), part.converter(), part.path, part.name,
+                               seen, rejected)
+
+  yield from note_rubrics(converted(), rejected)
+
+
+def note_rubrics(rows: Iterable[Row], rejected: Rejected) -> Iterator[Row]:
+  """The rows; once they end, how many rankings followed which version of the instructions.
+
+  Nothing is noted where all followed the same (`Ranking.rubric`). What comes first for labelers
+  differs between versions (Ouyang et al. 2022, section 3.4), so their labels are not of one kind.
+  """
+  versions: collections.Counter[str | None] = collections.Counter()
+  for row in rows:
+    if isinstance(row, records.Ranking):
+      versions[row.rubric] += 1
+    yield row
+  if len(versions) > 1:
+    for version, count in versions.items():
+      which = 'no rubric' if version is None else f'rubric {version}'
+      rejected.notes[f'versions of the labeling instructions are mixed: {which}'] += count
 
 
 def _convert_rows(
@@ -248,8 +270,11 @@ def read_demonstrations(
 
 
 def read_rankings(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[records.Ranking]:
-  """Rankings and comparisons of one or more files; ties of all are kept and noted."""
-  yield from _read('rankings', paths, rejected)
+  """Rankings and comparisons of one or more files; ties of all are kept and noted.
+
+  So are labels that followed different versions of the instructions, see `note_rubrics`.
+  """
+  yield from note_rubrics(_read('rankings', paths, rejected), rejected)
 
 
 def read_prompts(paths: Path | Sequence[Path], rejected: Rejected) -> Iterator[records.Prompt]:

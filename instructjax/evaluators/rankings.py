@@ -19,7 +19,7 @@ class RankedScores(NamedTuple):
 
   scores: np.ndarray  # [n, K] float32
   mask: np.ndarray    # [n, K] bool
-  better: np.ndarray  # [n, K, K] float32
+  better: np.ndarray  # [n, K, K] float32 weight of each label, the item's weight included
   length: np.ndarray  # [n, K] int32 tokens
 
 
@@ -44,8 +44,9 @@ class RankingEvaluator:
       mask = host.response_mask.reshape(-1, k)
       real = mask.any(-1)
       scores = np.asarray(sharding.fetch(self._scores(params, batch))).reshape(-1, k)
+      labels = host.better * host.prompt_weight[..., None, None]
       parts.append(RankedScores(
-        scores[real], mask[real], host.better.reshape(-1, k, k)[real],
+        scores[real], mask[real], labels.reshape(-1, k, k)[real],
         host.length.reshape(-1, k)[real]))
       order.append(items)
     ordered = np.argsort(np.concatenate(order), kind='stable')

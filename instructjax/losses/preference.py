@@ -24,24 +24,25 @@ def ranking_total(
   response_mask: Bool[Array, 'G K'],
   *,
   pair_divisor: str,
+  prompt_weight: Float[Array, 'G'] | None = None,
 ) -> Float[Array, '']:
   """Pairwise ranking loss, summed over prompts.
 
   Equation 1 of Ouyang et al. 2022 (arXiv 2203.02155), with the margin of Touvron et al. 2023
   (Llama 2, arXiv 2307.09288, equation 2):
 
-      loss(prompt) = -1/d Σ_ij better_ij log σ(scores_i - scores_j - margin_ij)
+      loss(prompt) = -w/d Σ_ij better_ij log σ(scores_i - scores_j - margin_ij)
 
   The paper does not say what becomes of the divisor C(K,2) where ties were dropped, so d is chosen:
 
-  | pair_divisor | d                                   | `ranking_weight`                        |
+  | pair_divisor | d                                   | `ranking_weight`: Σ w over             |
   |--------------|-------------------------------------|-----------------------------------------|
   | 'kept'       | Σ_ij better_ij of this prompt       | prompts with at least one labelled pair |
   | 'all'        | C(n,2), n = responses of the prompt | prompts with at least two responses     |
-  | 'pair'       | 1                                   | Σ better_ij over all prompts            |
+  | 'pair'       | 1                                   | all prompts, times Σ better_ij          |
 
-  With 'kept' a prompt counts once however many pairs it has, and weights matter within a prompt
-  only; with 'pair' a pair of weight 2 is the same as the pair given twice.
+  With 'kept' a prompt counts w however many pairs it has, and the weights in `better` matter within
+  it only. With each divisor a prompt of weight 2 is the same as the prompt given twice.
 
   Args:
     scores: reward of each response. Empty slots may hold anything.
@@ -51,13 +52,15 @@ def ranking_total(
       `better` is not 0.
     response_mask: True where the slot holds a response; pairs with an empty slot are ignored.
     pair_divisor: 'kept', 'all' or 'pair'.
+    prompt_weight: w, at least 0, of each prompt's labels beside those of other prompts; None = 1.
 
   Returns:
     The sum in nats. Divide it by `ranking_weight` over the whole global batch. Equal scores and
     margin 0 then give ln 2 with 'kept' and 'pair' (with 'all', times kept pairs / C(n,2)).
 
   Raises:
-    TypeError: scores, better or margin are not float32, or response_mask is not bool.
+    TypeError: scores, better, margin or prompt_weight are not float32, or response_mask is not
+      bool.
     ValueError: the shapes do not fit, or pair_divisor is unknown.
   """
   _check_ranking(scores, better, response_mask, pair_divisor)
@@ -76,6 +79,7 @@ def ranking_total(
     divisor = _possible_pairs(response_mask)
   else:
     divisor = jnp.ones_like(kept)
+  per_prompt = _weighted(per_prompt, prompt_weight)
   # A prompt without pairs adds 0 whatever its divisor, and must not divide by 0.
   return jnp.sum(per_prompt / jnp.where(divisor > 0, divisor, 1.0))
 
@@ -140,7 +144,11 @@ def smoothed_labels(
 
 
 def ranking_weight(
-  better: Float[Array, 'G K K'], response_mask: Bool[Array, 'G K'], *, pair_divisor: str
+  better: Float[Array, 'G K K'],
+  response_mask: Bool[Array, 'G K'],
+  *,
+  pair_divisor: str,
+  prompt_weight: Float[Array, 'G'] | None = None,
 ) -> Float[Array, '']:
   """The weight that belongs to `ranking_total`; its table says what is counted.
 
@@ -150,10 +158,12 @@ def ranking_weight(
   _check_ranking(None, better, response_mask, pair_divisor)
   kept = jnp.sum(_labels(better, response_mask), axis=(1, 2))
   if pair_divisor == 'kept':
-    return jnp.sum(kept > 0, dtype=jnp.float32)
-  if pair_divisor == 'all':
-    return jnp.sum(_possible_pairs(response_mask) > 0, dtype=jnp.float32)
-  return jnp.sum(kept)
+    counted = jnp.asarray(kept > 0, jnp.float32)
+  elif pair_divisor == 'all':
+    counted = jnp.asarray(_possible_pairs(response_mask) > 0, jnp.float32)
+  else:
+    counted = kept
+  return jnp.sum(_weighted(counted, prompt_weight))
 
 
 def ranking_counts(
@@ -209,6 +219,14 @@ def _labels(better, response_mask):
   k = response_mask.shape[1]
   both = response_mask[:, :, None] & response_mask[:, None, :]
   return jnp.where(both & ~jnp.eye(k, dtype=bool)[None], better, 0.0)
+
+
+def _weighted(per_prompt, prompt_weight):
+  if prompt_weight is None:
+    return per_prompt
+  check_float(prompt_weight=prompt_weight)
+  check_same_shape(per_prompt=per_prompt, prompt_weight=prompt_weight)
+  return per_prompt * prompt_weight
 
 
 def _gaps(scores, response_mask):

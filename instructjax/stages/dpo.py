@@ -97,9 +97,11 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
       one = jax.tree.map(lambda x: x[0], batch)
       rewards = preference.implicit_rewards(now, anchor, one.response_mask, beta=c.beta)
       total = preference.ranking_total(
-        rewards, one.better, None, one.response_mask, pair_divisor=c.pair_divisor)
+        rewards, one.better, None, one.response_mask, pair_divisor=c.pair_divisor,
+        prompt_weight=one.prompt_weight)
       weight = preference.ranking_weight(
-        one.better, one.response_mask, pair_divisor=c.pair_divisor)
+        one.better, one.response_mask, pair_divisor=c.pair_divisor,
+        prompt_weight=one.prompt_weight)
       merged = merge_metrics(merged, {
         **dpo.preference_metrics(rewards, one), 'dpo/loss': Mean(total, weight)})
     return {k: float(v) for k, v in compute_metrics(merged).items()}
