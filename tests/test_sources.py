@@ -85,9 +85,12 @@ def test_truncated_and_corrupt_gzip_keep_the_rows_before(tmp_path):
   broken = bytearray(packed)
   broken[len(packed) // 2] ^= 0xFF
   rows, rejected = read(tmp_path, bytes(broken), 'x.jsonl.gz')
-  assert 'file is damaged from here' in rejected.counts()
+  damage = {'file is damaged from here', 'gzip checksum is wrong: rows already read may be damaged'}
+  assert damage & set(rejected.counts())
   rows, rejected = read(tmp_path, packed[:-8] + b'\0' * 8, 'x.jsonl.gz')
-  assert len(rows) == 2000 and 'file is damaged from here' in rejected.counts()
+  assert len(rows) == 2000
+  assert places(rejected) == [(0, 'gzip checksum is wrong: rows already read may be damaged')]
+  assert rejected.rows[0].detail.startswith('read up to line 2000: CRC check failed')
 
 
 def test_empty_or_unpacked_file_named_gz(tmp_path):

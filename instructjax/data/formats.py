@@ -69,7 +69,7 @@ def _lines(path: Path, rejected: Rejected) -> Iterator[tuple[int, bytes]]:
       try:
         line = file.readline(MAX_LINE_BYTES + 1)
       except _DAMAGE as error:
-        rejected.add(path, number + 1, 'file is damaged from here', str(error))
+        _tell_damage(error, path, number + 1, rejected)
         return
       if not line:
         return
@@ -90,9 +90,18 @@ def _skip_line(file, path: Path, number: int, rejected: Rejected) -> bool:
     while (rest := file.readline(2**20)) and not rest.endswith(b'\n'):
       pass
   except _DAMAGE as error:
-    rejected.add(path, number, 'file is damaged from here', str(error))
+    _tell_damage(error, path, number, rejected)
     return False
   return True
+
+
+def _tell_damage(error: Exception, path: Path, number: int, rejected: Rejected) -> None:
+  """A checksum is seen only after the rows it covers, and does not say which of them is wrong."""
+  if str(error).startswith(('CRC check failed', 'Incorrect length')):
+    rejected.add(path, 0, 'gzip checksum is wrong: rows already read may be damaged',
+                 f'read up to line {number - 1}: {error}')
+  else:
+    rejected.add(path, number, 'file is damaged from here', str(error))
 
 
 def _json_lines(path: str, split: str, rejected: Rejected) -> Iterator[tuple[int, bytes]]:
