@@ -53,7 +53,8 @@ def _use_compilation_cache() -> None:
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
     jax.config.update('jax_compilation_cache_dir', str(home / 'instructjax' / 'compiled'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', 0)
 
 
@@ -81,31 +82,37 @@ def main(arguments: list[str]) -> None:
 def _run() -> None:
   """What every process does."""
   from instructjax import config as config_lib
-  from instructjax import distributed, pipeline, preflight, report
   from instructjax.display import say
-  from instructjax.profiling import parse_profile
-  from instructjax.stages.training import Stopped
+  from instructjax.stopping import Stopped, Stopper
 
   _use_compilation_cache()
   config = config_lib.lock(CONFIG.value)
   workdir = pathlib.Path(WORKDIR.value)
-  free = shutil.disk_usage(workdir.absolute().anchor).free
-  say(f'{config.title}\nstages: {", ".join(config.stages)}\nneeds: {config.needs}; '
-      f'{free / 2**30:.0f} GiB are free at {workdir}')
   try:
-    if PREFLIGHT.value != 'off':
-      preflight.require(preflight.check(config, workdir, free_gib=FREE_GIB.value))
-    if PREFLIGHT.value == 'only':
-      return
-    profile = None if PROFILE.value is None else parse_profile(PROFILE.value)
-    pipeline.run(config, workdir, profile=profile)
+    with Stopper():
+      _work(config, workdir)
   except Stopped as stopped:
     say(f'{stopped}; run the same command to go on')
-    return
-  except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+  except (ValueError, OSError, FloatingPointError, ImportError) as error:
     if os.environ.get('INSTRUCTJAX_TRACEBACK'):
       raise
     sys.exit(f'instructjax: {error}\n(INSTRUCTJAX_TRACEBACK=1 shows where this was raised)')
+
+
+def _work(config, workdir: pathlib.Path) -> None:
+  from instructjax import distributed, pipeline, preflight, report
+  from instructjax.display import say
+  from instructjax.profiling import parse_profile
+
+  free = shutil.disk_usage(workdir.absolute().anchor).free
+  say(f'{config.title}\nstages: {", ".join(config.stages)}\nneeds: {config.needs}; '
+      f'{free / 2**30:.0f} GiB are free at {workdir}')
+  if PREFLIGHT.value != 'off':
+    preflight.require(preflight.check(config, workdir, free_gib=FREE_GIB.value))
+  if PREFLIGHT.value == 'only':
+    return
+  profile = None if PROFILE.value is None else parse_profile(PROFILE.value)
+  pipeline.run(config, workdir, profile=profile)
   if distributed.is_first():
     written = report.write_report(
       workdir, list(config.stages), title=config.title, seed=config.seed)

@@ -1,8 +1,9 @@
-"""What a run leaves behind, and how it is stopped: metrics, environment, signals (floor 6).
+"""What a run leaves behind: metrics, JSON, environment (floor 6).
 
 With several processes only the first one writes; the others may make the same calls.
 """
 
+import fnmatch
 import importlib.metadata
 import json
 import math
@@ -10,20 +11,17 @@ import os
 import pathlib
 import platform
 import resource
-import signal
 import subprocess
 import sys
-import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from tensorboardX import SummaryWriter
 
 from instructjax import distributed
+from instructjax.events import EventsFile, Row
 
 PACKAGES = (
   'jax',
@@ -37,6 +35,27 @@ PACKAGES = (
   'sentencepiece',
   'tensorflow-datasets',
 )
+
+# Numbers of metrics.jsonl and summary.json that hang on clocks and memory. All others of a run that
+# was killed and went on are equal to those of one that was not, on the same mesh; `*` is any text.
+WALL_CLOCK_FIELDS = (
+  'tokens_per_second',
+  'model_tflops_per_second',
+  'fraction_of_peak',
+  'seconds',
+  'seconds/*',
+  'peak_memory_bytes',
+  'peak_device_memory_bytes',
+)
+
+
+def without_wall_clock(values: Mapping[str, Any]) -> dict[str, Any]:
+  """`values` without `WALL_CLOCK_FIELDS`: what two runs of one seed agree on."""
+  return {
+    name: value
+    for name, value in values.items()
+    if not any(fnmatch.fnmatchcase(name, pattern) for pattern in WALL_CLOCK_FIELDS)
+  }
 
 
 # --- JSON on disk --------------------------------------------------------------------------------
@@ -72,19 +91,16 @@ def write_json_atomic(path: str | pathlib.Path, value: Any) -> None:
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  # A fixed name, since one process writes: what a kill leaves is written over by the next one.
+  part = path.with_name(f'.{path.name}.part')
   try:
-    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
+    with open(part, 'w', encoding='utf-8') as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())
-    # mkstemp makes a private file; give it what an ordinary open() would have given.
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, path)
+    os.replace(part, path)
   except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
     raise
 
 
@@ -124,6 +140,7 @@ class MetricsWriter:
     resume_step: int | None,
     tensorboard: bool,
     wandb: Mapping[str, Any] | None,
+    owed: Collection[str] = (),
   ):
     """Opens the files of a stage.
 
@@ -133,11 +150,13 @@ class MetricsWriter:
         dropped, since it will be logged again. None for a new run: everything old is dropped.
       tensorboard: whether to write events to `directory`/tensorboard.
       wandb: arguments of `wandb.init` (project, name, mode, ...); None for no W&B.
+      owed: splits whose line of `resume_step` itself was not written when its checkpoint was.
 
     Raises:
       ImportError: W&B is asked for and not installed; the message names the extra.
+      ValueError: a line that is to be kept cannot be read.
     """
-    self._file = self._tensorboard = self._wandb = None
+    self._file = self._events = self._wandb = None
     if not distributed.is_first():
       return
     directory = pathlib.Path(directory)
@@ -145,15 +164,11 @@ class MetricsWriter:
     if wandb is not None:
       self._wandb = _start_wandb(directory, resume_step, wandb)
     path = directory / 'metrics.jsonl'
-    _drop_after(path, resume_step)
+    _drop_after(path, resume_step, owed)
     self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close())
     if tensorboard:
-      purge_step = None if resume_step is None else resume_step + 1
-      events = directory / 'tensorboard'
-      if resume_step is None:
-        for old in events.glob('events.out.tfevents.*'):
-          old.unlink()
-      self._tensorboard = SummaryWriter(str(events), purge_step=purge_step)
+      self._events = EventsFile(directory / 'tensorboard', [
+        Row(row.pop('step'), row.pop('split'), _finite(row)) for row in read_metrics(path)])
 
   def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
     """Writes the scalars `values` of `step` and `split` ("train", "valid").
@@ -170,22 +185,27 @@ class MetricsWriter:
     row = {'step': int(step), 'split': split, **json_safe(numbers)}
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
-    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-    if self._tensorboard is not None:
-      for name, value in finite.items():
-        self._tensorboard.add_scalar(f'{split}/{name}', value, step)
-      self._tensorboard.flush()
+    finite = _finite(numbers)
+    if self._events is not None:
+      self._events.write(Row(int(step), split, finite))
     if self._wandb is not None:
       self._wandb.log({f'{split}/{name}': value for name, value in finite.items()} | {'step': step})
+
+  def sync(self) -> None:
+    """Returns once all lines are on the disk; before a checkpoint, so that none can be missing."""
+    if self._file is not None:
+      os.fsync(self._file.fileno())
+    if self._events is not None:
+      self._events.sync()
 
   def close(self) -> None:
     """Closes every file; a second call does nothing."""
     if self._file is not None:
       self._file.close()
       self._file = None
-    if self._tensorboard is not None:
-      self._tensorboard.close()
-      self._tensorboard = None
+    if self._events is not None:
+      self._events.close()
+      self._events = None
     if self._wandb is not None:
       self._wandb.finish()
       self._wandb = None
@@ -205,16 +225,28 @@ def _scalar(name: str, value: Any) -> float:
   return float(array.reshape(()))
 
 
-def _drop_after(path: pathlib.Path, resume_step: int | None) -> None:
-  """Keeps the whole lines of a metrics.jsonl whose step is at most `resume_step`."""
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+  return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _drop_after(path: pathlib.Path, resume_step: int | None, owed: Collection[str]) -> None:
+  """Keeps the lines of a metrics.jsonl that were written before the checkpoint `resume_step`."""
   if not path.exists():
     return
-  lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
-  kept = [
-    line
-    for line in lines
-    if resume_step is not None and line.endswith('\n') and json.loads(line)['step'] <= resume_step
-  ]
+  lines = path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+  kept = []
+  for number, line in enumerate(lines if resume_step is not None else (), 1):
+    try:
+      row = json.loads(line)
+      before = row['step'] < resume_step or (
+        row['step'] == resume_step and row['split'] not in owed)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      if number == len(lines):
+        break  # cut short by a kill
+      raise ValueError(
+        f'{path}, line {number} is damaged ({error}): repair or remove that line') from error
+    if before and line.endswith('\n'):
+      kept.append(line)
   if kept != lines:
     _replace(path, ''.join(kept))
 
@@ -300,50 +332,3 @@ def peak_device_memory_bytes() -> int | None:
     if stats is not None and 'peak_bytes_in_use' in stats:
       peaks.append(int(stats['peak_bytes_in_use']))
   return max(peaks) if peaks else None
-
-
-# --- stopping ------------------------------------------------------------------------------------
-
-
-class Stopper:
-  """Turns the first SIGTERM or SIGINT into a request to save and leave; the second acts at once.
-
-  A context manager for the main thread. With several processes JAX's own preemption notice is used
-  instead, because all processes must leave at the same step.
-  """
-
-  _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-  def __init__(self):
-    self._requested = False
-    self._previous: dict[int, Any] = {}
-
-  def __enter__(self) -> 'Stopper':
-    if jax.process_count() == 1:
-      self._previous = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
-    return self
-
-  def __exit__(self, *exception) -> None:
-    self._restore()
-
-  def _restore(self) -> None:
-    while self._previous:
-      number, handler = self._previous.popitem()
-      signal.signal(number, handler)
-
-  def _handle(self, number: int, frame: Any) -> None:
-    del frame
-    if self._requested:
-      self._restore()
-      signal.raise_signal(number)
-      return
-    self._requested = True
-    # os.write: print may be interrupted in the middle of itself and is not reentrant.
-    name = signal.Signals(number).name
-    os.write(2, f'\n{name}: saving and leaving after this step; again to leave now\n'.encode())
-
-  def should_stop(self, step: int) -> bool:
-    """Whether to save and leave after `step`; every process gets the same answer."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._requested

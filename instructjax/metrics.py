@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Scalar = Float[Array, '']
@@ -112,6 +113,25 @@ def merge_metrics(first: Mapping[str, Metric], second: Mapping[str, Metric]) -> 
       metric = merged[name].merge(metric)
     merged[name] = metric
   return merged
+
+
+def pack_metrics(metrics: Mapping[str, Metric]) -> dict[str, list]:
+  """`metrics` as JSON, to the last bit: {name: [kind, [dtype, hexadecimal number], ...]}."""
+  def number(x: Any) -> list[str]:
+    x = np.asarray(x)
+    return [x.dtype.name, float(x).hex()]
+
+  return {
+    name: [type(metric).__name__, *(number(x) for x in jax.tree.leaves(metric))]
+    for name, metric in metrics.items()}
+
+
+def unpack_metrics(packed: Mapping[str, list]) -> dict[str, Metric]:
+  """The metrics that `pack_metrics` packed."""
+  kinds = {kind.__name__: kind for kind in (Mean, Max, Min, Last)}
+  return {
+    name: kinds[kind](*(np.dtype(d).type(float.fromhex(x)) for d, x in numbers))
+    for name, (kind, *numbers) in packed.items()}
 
 
 def empty_metrics(like: Mapping[str, Metric]) -> dict[str, Metric]:

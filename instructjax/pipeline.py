@@ -1,5 +1,7 @@
 """Stages in order: hand-over, skip what is complete, resume what is not (floor 8)."""
 
+import json
+import os
 import pathlib
 import time
 
@@ -21,6 +23,7 @@ from instructjax.stages import (
   select,
 )
 from instructjax.stages.context import Context, make_context
+from instructjax.workdir import claimed
 
 KINDS = {
   'language': language.run,
@@ -51,8 +54,12 @@ SOURCES = {
 CHECKS = {
   'dpo': dpo.check_config, 'kfold': kfold.check_config, 'noise': noise.check_config}
 
-# What may differ when a run goes on in its directory: nothing that changes a number.
+# What may differ when a run goes on in its directory. All other fields are fixed: those of a stage
+# once it has begun, those that all stages share from the start.
 MAY_CHANGE = ('stages', 'tracking', 'title', 'needs')
+# The same, of a stage that has begun: what extends it, and what only says when to look and save.
+DURATIONS = ('train_steps', 'train_epochs')
+STAGE_MAY_CHANGE = (*DURATIONS, 'log_steps', 'valid_steps', 'checkpoint_steps', 'timing_steps')
 
 
 def check(config, workdir: pathlib.Path) -> None:
@@ -66,7 +73,7 @@ def check(config, workdir: pathlib.Path) -> None:
   """
   if not config.stages:
     raise ValueError('config.stages is empty: name the stages to run, in order')
-  known = [k for k in config if k not in ('data', 'tokenizer') and hasattr(config[k], 'kind')]
+  known = _known(config)
   for number, name in enumerate(config.stages):
     if name not in known:
       raise ValueError(f'config.stages names {name!r}, which has no sub-config; there are {known}')
@@ -84,6 +91,11 @@ def check(config, workdir: pathlib.Path) -> None:
                        'reward model')
     for field, source in _sources(config, name):
       _check_source(config, workdir, number, f'config.{name}.{field}', source, known)
+
+
+def _known(config) -> list[str]:
+  """Names of all stages that the config describes, those that it does not run included."""
+  return [k for k in config if k not in ('data', 'tokenizer') and hasattr(config[k], 'kind')]
 
 
 def _sources(config, name: str) -> list[tuple[str, str]]:
@@ -118,15 +130,59 @@ def _claim(config, workdir: pathlib.Path) -> None:
   path = workdir / 'config.json'
   if path.exists():
     old = config_lib.from_json(path.read_text())
-    free = tuple(name for c in (old, config) for name in c
-                 if hasattr(c[name], 'kind') and name != 'data' and name != 'tokenizer'
-                 and not (workdir / name).is_dir())
-    config_lib.require_same_config(
-      old, config, may_change=(*MAY_CHANGE, *free), where=str(workdir))
+    stages = {name for c in (old, config) for name in _known(c)}
+    free = tuple(name for name in stages if not (workdir / name).is_dir())
+    begun = tuple(f'{name}.{field}' for name in stages for field in STAGE_MAY_CHANGE)
+    try:
+      config_lib.require_same_config(
+        old, config, may_change=(*MAY_CHANGE, *free, *begun), where=str(workdir))
+    except ValueError as error:
+      raise ValueError(
+        f'{error}\nOf a run that has begun only these may change: {", ".join(MAY_CHANGE)}; stages '
+        f'that have not begun; and of the others {", ".join(STAGE_MAY_CHANGE)}.') from error
   workdir.mkdir(parents=True, exist_ok=True)
   hooks.write_json_atomic(path, config_lib.to_dict(config))
   hooks.write_json_atomic(workdir / 'environment.json', hooks.environment())
   distributed.written_by_first(path)
+
+
+def extended(config, workdir: pathlib.Path) -> list[str]:
+  """Complete stages that the recipe now gives another length, to be trained on.
+
+  Raises:
+    ValueError: another stage has been trained from the result of one of them.
+  """
+  found = []
+  for name in config.stages:
+    path = workdir / name / 'config.json'
+    if not ((workdir / name / 'summary.json').exists() and path.exists()):
+      continue
+    then, now = json.loads(path.read_text()), config_lib.to_dict(config[name])
+    changed = [f for f in DURATIONS if f in then and then[f] != now[f]]
+    if not changed:
+      continue
+    for other in _dependents(config, workdir, name):
+      if config[other].kind != 'evaluate':
+        raise ValueError(
+          f'config.{name}.{changed[0]} is {then[changed[0]]} in {workdir}, now '
+          f'{now[changed[0]]}: stage {other!r} has begun with the result of {name!r}. Go back to '
+          f'the old value, use another directory, or move {workdir / other} away')
+    found.append(name)
+  return found
+
+
+def _dependents(config, workdir: pathlib.Path, name: str) -> list[str]:
+  """Stages that have begun and took over the result of stage `name`."""
+  return [other for other in _known(config) if (workdir / other).is_dir()
+          and name in (source for _, source in _sources(config, other))]
+
+
+def _reopen(config, workdir: pathlib.Path, name: str) -> None:
+  """A complete stage is incomplete again, and so are the evaluations of its result."""
+  say(f'{name}: complete, but its length has changed: goes on from its last checkpoint')
+  if distributed.is_first():
+    for other in (*_dependents(config, workdir, name), name):
+      (workdir / other / 'summary.json').unlink(missing_ok=True)
 
 
 def run_stage(ctx: Context, name: str) -> dict:
@@ -141,7 +197,7 @@ def run_stage(ctx: Context, name: str) -> dict:
   hooks.write_json_atomic(directory / 'environment.json', hooks.environment())
   began, before = time.monotonic(), len(ctx.rejected.rows)
   summary, rows = KINDS[c.kind](ctx, name, c)
-  _report_rejected(ctx, name, before)
+  _report_rejected(ctx, name, len(ctx.rejected.rows) - before)
   summary = {
     **summary, 'seconds': time.monotonic() - began,
     'peak_memory_bytes': hooks.peak_memory_bytes(),
@@ -152,14 +208,24 @@ def run_stage(ctx: Context, name: str) -> dict:
   return summary
 
 
-def _report_rejected(ctx: Context, where: str, before: int) -> None:
-  """Writes and counts the rows set aside since there were `before` of them; shows new notes."""
+def _remember_rejected(ctx: Context) -> None:
+  """Adds what stages set aside that an earlier process completed."""
+  path = ctx.workdir / 'rejected.jsonl'
+  if path.exists():
+    for line in path.read_text(encoding='utf-8').splitlines():
+      row = json.loads(line)
+      ctx.rejected.add(row['file'], row['line'], row['reason'], row['detail'])
+
+
+def _report_rejected(ctx: Context, where: str, new: int) -> None:
+  """Writes all rows set aside, and tells of the last `new` of them; shows new notes."""
   for note, count in ctx.rejected.new_notes().items():
-    print(f'{where}: {note}: {count} rows')
-  new = len(ctx.rejected.rows) - before
+    say(f'{where}: {note}: {count} rows')
   if new:
     if distributed.is_first():
-      ctx.rejected.write(ctx.workdir / 'rejected.jsonl')
+      part = ctx.workdir / 'rejected.jsonl.part'
+      ctx.rejected.write(part)
+      os.replace(part, ctx.workdir / 'rejected.jsonl')
     say(f'{where}: set aside {new} rows (rejected.jsonl); in all {ctx.rejected.counts()}')
 
 
@@ -175,21 +241,28 @@ def run(
 
   Raises:
     ValueError: the recipe or the directory cannot be used; nothing has been computed then.
-    training.Stopped: a signal asked to stop; run again to go on.
+    OSError: the directory cannot be written.
+    stopping.Stopped: a signal asked to stop; run again to go on.
   """
   workdir = pathlib.Path(workdir).absolute()
   check(config, workdir)
   if profile is not None and profile.stage not in config.stages:
     raise ValueError(f'profile: {profile.stage!r} is no stage of this recipe '
                      f'({", ".join(config.stages)})')
-  _claim(config, workdir)
-  ctx = make_context(config, workdir)
-  ctx.profile = profile
-  _report_rejected(ctx, 'data', 0)
-  with ctx.stopper:
-    for name in config.stages:
-      run_stage(ctx, name)
-      # Nothing runs a finished stage's programs again. Each holds memory mappings, and a process
-      # that keeps those of a long recipe comes to the limit of its system.
-      jax.clear_caches()
+  with claimed(workdir):
+    longer = distributed.from_first(extended(config, workdir))
+    _claim(config, workdir)
+    for name in longer:
+      _reopen(config, workdir, name)
+    ctx = make_context(config, workdir)
+    ctx.profile = profile
+    found = len(ctx.rejected.rows)
+    _remember_rejected(ctx)
+    _report_rejected(ctx, 'data', found)
+    with ctx.stopper:
+      for name in config.stages:
+        run_stage(ctx, name)
+        # Nothing runs a finished stage's programs again. Each holds memory mappings, and a process
+        # that keeps those of a long recipe comes to the limit of its system.
+        jax.clear_caches()
   return ctx

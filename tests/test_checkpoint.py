@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from instructjax import checkpoint
+from instructjax import stored
 from instructjax.checkpoint import Checkpoints
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -81,7 +81,7 @@ def test_round_trip_is_bit_equal(tmp_path):
     assert checkpoints.metadata(3) == {'data': {'step': 3}, 'names': ['a', None], 'lr': 0.1}
     loaded = checkpoints.load(3, items)
   _assert_bit_equal(loaded, items)
-  assert checkpoint.load_metadata(tmp_path / 'new' / '3')['lr'] == 0.1
+  assert stored.load_metadata(tmp_path / 'new' / '3')['lr'] == 0.1
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
@@ -102,7 +102,7 @@ def test_a_tree_without_leaves_is_an_item(tmp_path, empty):
   with Checkpoints(tmp_path, keep_last=1) as checkpoints:
     checkpoints.save(1, {'opt_state': empty}, {})
     assert checkpoints.load(1, {'opt_state': empty})['opt_state'] == empty
-    assert checkpoint.describe(checkpoints.path(1), 'opt_state') == {}
+    assert stored.describe(checkpoints.path(1), 'opt_state') == {}
     with pytest.raises(ValueError, match=r'mu: .* not in the checkpoint'):
       checkpoints.load(1, {'opt_state': {'mu': jnp.ones(2)}})
 
@@ -138,7 +138,7 @@ def test_retention(tmp_path, keep_steps):
   with Checkpoints(tmp_path, keep_last=2, keep_steps=keep_steps) as checkpoints:
     for step in range(1, 9):
       checkpoints.save(step, {'params': {'x': jnp.float32(step)}}, {})
-  assert checkpoint.checkpoint_steps(tmp_path) == [2, 4, 7, 8]
+  assert stored.checkpoint_steps(tmp_path) == [2, 4, 7, 8]
   with Checkpoints(tmp_path, keep_last=2, keep_steps=keep_steps) as checkpoints:
     checkpoints.save(9, {'params': {'x': jnp.float32(9)}}, {}, wait=True)
     assert checkpoints.steps() == [2, 4, 8, 9]
@@ -166,25 +166,25 @@ def test_a_step_is_written_once_and_steps_ascend(tmp_path):
 
 
 def test_describe(saved):
-  assert checkpoint.describe(saved, 'params') == {
+  assert stored.describe(saved, 'params') == {
     'policy/kernel': ((8, 8), np.dtype('float32')),
     'policy/bias': ((8,), jnp.dtype('bfloat16')),
     'value/kernel': ((8, 4), np.dtype('float32')),
   }
-  assert checkpoint.describe(saved, 'extras')['keys'] == ((4, 2), np.dtype('uint32'))
+  assert stored.describe(saved, 'extras')['keys'] == ((4, 2), np.dtype('uint32'))
 
 
 def test_load_item_takes_the_roles_it_is_asked_for(saved):
   sharding = SingleDeviceSharding(jax.devices()[3])
   target = _abstract({'policy': _params()['policy']}, sharding)
-  loaded = checkpoint.load_item(saved, 'params', target)
+  loaded = stored.load_item(saved, 'params', target)
   _assert_bit_equal(loaded, {'policy': _params()['policy']})
   assert loaded['policy']['kernel'].sharding == sharding
 
 
 def test_load_item_casts_floats_where_load_does_not(saved):
   target = {'value': {'kernel': jnp.zeros((8, 4), jnp.bfloat16)}}
-  loaded = checkpoint.load_item(saved, 'params', target)
+  loaded = stored.load_item(saved, 'params', target)
   np.testing.assert_array_equal(
     loaded['value']['kernel'], _params()['value']['kernel'].astype(jnp.bfloat16))
   wrong = _items()['params'] | target
@@ -198,8 +198,8 @@ def test_load_item_casts_floats_where_load_does_not(saved):
 def test_load_item_in_part(saved):
   target = {'policy': {'kernel': jnp.zeros((8, 8))}}
   with pytest.raises(ValueError, match=r'policy/bias: \(8,\) in the checkpoint, not here'):
-    checkpoint.load_item(saved, 'params', target)
-  loaded = checkpoint.load_item(saved, 'params', target, partial=True)
+    stored.load_item(saved, 'params', target)
+  loaded = stored.load_item(saved, 'params', target, partial=True)
   _assert_bit_equal(loaded, {'policy': {'kernel': _params()['policy']['kernel']}})
 
 
@@ -212,37 +212,37 @@ def test_load_item_in_part(saved):
 ])
 def test_another_architecture_is_named_before_anything_is_read(saved, target, message, monkeypatch):
   target = jax.tree.map(jnp.zeros, target, is_leaf=lambda leaf: isinstance(leaf, tuple))
-  monkeypatch.setattr(checkpoint.ocp, 'load', lambda *a, **k: pytest.fail('Orbax was asked'))
+  monkeypatch.setattr(stored.ocp, 'load', lambda *a, **k: pytest.fail('Orbax was asked'))
   with pytest.raises(ValueError, match='checkpoint of another architecture') as raised:
-    checkpoint.load_item(saved, 'params', target)
+    stored.load_item(saved, 'params', target)
   raised.match(message)
 
 
 def test_many_differences_are_counted(saved):
   target = {'policy': {f'x{i}': jnp.zeros(i + 1) for i in range(9)}}
   with pytest.raises(ValueError, match='and 6 more'):
-    checkpoint.load_item(saved, 'params', target)
+    stored.load_item(saved, 'params', target)
 
 
 def test_what_is_not_there_is_said(saved, tmp_path):
   with pytest.raises(FileNotFoundError, match='no such directory'):
-    checkpoint.load_item(tmp_path / '7', 'params', {})
+    stored.load_item(tmp_path / '7', 'params', {})
   with pytest.raises(ValueError, match='is no checkpoint'):
-    checkpoint.describe(tmp_path, 'params')
+    stored.describe(tmp_path, 'params')
   with pytest.raises(ValueError, match="no item 'param'; it has extras, opt_state, params"):
-    checkpoint.describe(saved, 'param')
+    stored.describe(saved, 'param')
   with (
     Checkpoints(saved.parent, keep_last=1) as checkpoints,
     pytest.raises(FileNotFoundError, match='no checkpoint at'),
   ):
     checkpoints.load(6, {})
-  assert checkpoint.checkpoint_steps(tmp_path / 'nowhere') == []
+  assert stored.checkpoint_steps(tmp_path / 'nowhere') == []
 
 
 def test_a_target_needs_a_sharding(saved):
   target = {'value': {'kernel': jax.ShapeDtypeStruct((8, 4), jnp.float32)}}
   with pytest.raises(ValueError, match='no sharding'):
-    checkpoint.load_item(saved, 'params', target)
+    stored.load_item(saved, 'params', target)
 
 
 def test_nothing_is_pickled(saved):
@@ -277,7 +277,7 @@ def test_a_killed_save_leaves_a_valid_latest(tmp_path, delay_seconds):
     time.sleep(delay_seconds)  # the save of a later step is in flight
     writer.send_signal(signal.SIGKILL)
   assert writer.returncode == -signal.SIGKILL
-  found = checkpoint.checkpoint_steps(tmp_path)
+  found = stored.checkpoint_steps(tmp_path)
   with Checkpoints(tmp_path, keep_last=2) as checkpoints:
     latest = checkpoints.latest()
     assert latest == found[-1] >= 3
@@ -290,14 +290,18 @@ def test_a_killed_save_leaves_a_valid_latest(tmp_path, delay_seconds):
   np.testing.assert_array_equal(loaded['params']['x'], float(latest))
 
 
-def test_a_retention_killed_half_way_does_not_hide_the_latest(tmp_path):
+def test_a_removal_killed_half_way_hides_nothing_and_is_finished(tmp_path):
   with Checkpoints(tmp_path, keep_last=3) as checkpoints:
     for step in (1, 2, 3):
       checkpoints.save(step, {'params': {'x': jnp.float32(step)}}, {'step': step})
-  shutil.rmtree(tmp_path / '1' / 'params')
-  (tmp_path / '1' / '_CHECKPOINT_METADATA').unlink()
+  removed = (tmp_path / '1').rename(tmp_path / '1.removed')
+  shutil.rmtree(removed / 'params')
+  (tmp_path / '4.unsealed.orbax-checkpoint-tmp').mkdir()
+  (tmp_path / '4.unsealed').mkdir()
   (tmp_path / 'notes').mkdir()
+  assert stored.checkpoint_steps(tmp_path) == [2, 3]
   with Checkpoints(tmp_path, keep_last=2) as checkpoints:
     assert checkpoints.steps() == [2, 3]
+    assert {p.name for p in tmp_path.iterdir()} == {'2', '3', 'notes'}
     checkpoints.save(4, {'params': {'x': jnp.float32(4)}}, {}, wait=True)
-    assert checkpoints.steps() == [3, 4] and not (tmp_path / '1').exists()
+    assert checkpoints.steps() == [3, 4]

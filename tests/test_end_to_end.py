@@ -9,8 +9,8 @@ import pytest
 import small
 
 from configs import quickstart
-from instructjax import checkpoint, pipeline, report, tree
 from instructjax import config as config_lib
+from instructjax import pipeline, report, stored, tree
 from instructjax.hooks import read_metrics
 
 
@@ -67,17 +67,17 @@ def test_the_reward_model_trains_and_is_centred_on_demonstrations(finished):
   assert sum(b['n'] for b in found['calibration']) > 0
 
 
-def stored(path, item):
+def arrays_of(path, item):
   """{path: array} of a checkpoint's item."""
   target = {}
-  for name, (shape, dtype) in checkpoint.describe(path, item).items():
+  for name, (shape, dtype) in stored.describe(path, item).items():
     *parents, last = name.split('/')
     place = target
     for parent in parents:
       place = place.setdefault(parent, {})
     place[last] = jnp.zeros(shape, dtype)
   return {k: np.asarray(v) for k, v in tree.named_leaves(
-    checkpoint.load_item(path, item, target)).items()}
+    stored.load_item(path, item, target)).items()}
 
 
 def test_the_reward_model_releases_its_average(finished):
@@ -85,8 +85,8 @@ def test_the_reward_model_releases_its_average(finished):
   assert config.reward_model.ema_decay == 0.5
   found = summary(finished, 'reward_model')
   last = workdir / 'reward_model' / 'checkpoints' / str(found['steps'])
-  released = stored(workdir / found['checkpoint'], 'params')
-  average, weights = stored(last, 'ema'), stored(last, 'params')
+  released = arrays_of(workdir / found['checkpoint'], 'params')
+  average, weights = arrays_of(last, 'ema'), arrays_of(last, 'params')
   bias = 'reward/head/bias'
   assert released.keys() == average.keys() == weights.keys() and bias in released
   for name, value in average.items():

@@ -22,7 +22,8 @@ FLOORS = (
   ('display', 'data.*', 'scoring', 'sampling', 'generation'),
   ('optimizer', 'train_state', 'algorithm', 'train_step'),
   ('algorithms.*',),
-  ('checkpoint', 'evaluators.*', 'hooks', 'profiling', 'report'),
+  ('manifest', 'stored', 'inspection', 'checkpoint', 'evaluators.*', 'events', 'hooks',
+   'stopping', 'workdir', 'profiling', 'report'),
   ('loop',),
   ('stages.*', 'pipeline', 'preflight', '__main__', 'plan', 'benchmarks.*', 'labelers'),
 )

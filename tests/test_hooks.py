@@ -1,18 +1,15 @@
-"""Metrics files, atomic JSON, environment, signals."""
+"""Metrics files, atomic JSON, environment."""
 
 import json
 import math
 import os
-import signal
-import subprocess
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.event_file_writer import EventFileWriter
 
-from instructjax import hooks
+from instructjax import events, hooks
 
 
 def _writer(path, resume_step=None, tensorboard=False):
@@ -74,23 +71,72 @@ def test_a_new_run_starts_empty(tmp_path):
   assert len(list((tmp_path / 'tensorboard').iterdir())) == 1
 
 
-def test_tensorboard_events_of_dropped_steps_are_purged(tmp_path, monkeypatch):
-  events = []
-  add_event = EventFileWriter.add_event
+def _events(path):
+  """[(step, tag, value)] of the stage's one TensorBoard file, after its first event."""
+  (file,) = (path / 'tensorboard').iterdir()
+  first, *rest = (event for event, _ in events.read(file))
+  assert first.file_version == 'brain.Event:2'
+  return [(e.step, v.tag, v.simple_value) for e in rest for v in e.summary.value]
 
-  def record(self, event):
-    events.append(event)
-    add_event(self, event)
 
-  monkeypatch.setattr(EventFileWriter, 'add_event', record)
+def test_tensorboard_holds_the_same_as_the_lines(tmp_path):
   with _writer(tmp_path, tensorboard=True) as writer:
     writer.write(1, 'train', {'a': 1.0, 'nothing': math.nan})
-  with _writer(tmp_path, resume_step=1, tensorboard=True) as writer:
-    writer.write(2, 'train', {'a': 2.0})
-  scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
-  assert scalars == [(1, 'train/a', 1.0), (2, 'train/a', 2.0)]
-  # TensorBoard drops what an event file holds from this step on when it sees the session start.
-  assert [e.step for e in events if e.HasField('session_log')] == [2]
+    writer.write(2, 'train', {'nothing': math.inf})
+    writer.write(2, 'valid', {'a': 2.0, 'b': 3.0})
+    # Not only once the writer is closed.
+    expected = [(1, 'train/a', 1.0), (2, 'valid/a', 2.0), (2, 'valid/b', 3.0)]
+    assert _events(tmp_path) == expected
+  assert _events(tmp_path) == expected
+
+
+def test_tensorboard_is_cut_back_to_what_a_resumed_run_keeps(tmp_path):
+  with _writer(tmp_path, tensorboard=True) as writer:
+    for step in (1, 2, 3):
+      writer.write(step, 'train', {'a': step})
+    writer.write(3, 'valid', {'a': 0.5})
+  (file,) = (tmp_path / 'tensorboard').iterdir()
+  times = [e.wall_time for e, _ in events.read(file)][:3]
+  with open(file, 'ab') as cut_short:
+    cut_short.write(file.read_bytes()[-20:-7])
+  with _writer(tmp_path, resume_step=2, tensorboard=True) as writer:
+    assert _events(tmp_path) == [(1, 'train/a', 1.0), (2, 'train/a', 2.0)]
+    writer.write(3, 'train', {'a': 7.0})
+  assert _events(tmp_path) == [(1, 'train/a', 1.0), (2, 'train/a', 2.0), (3, 'train/a', 7.0)]
+  # What stays is not written again: it keeps its times, and whoever reads it goes on reading.
+  assert [e.wall_time for e, _ in events.read(file)][:3] == times
+
+
+def test_tensorboard_gets_what_it_lacks(tmp_path):
+  """As when it is switched on later, or a kill came between the two files."""
+  with _writer(tmp_path) as writer:
+    writer.write(1, 'train', {'a': 1.0})
+  (tmp_path / 'tensorboard').mkdir()
+  (tmp_path / 'tensorboard' / 'events.out.tfevents.17.of_another_program').write_bytes(b'')
+  with _writer(tmp_path, resume_step=1, tensorboard=True):
+    assert _events(tmp_path) == [(1, 'train/a', 1.0)]
+
+
+def test_a_line_that_is_owed_is_dropped_though_its_step_is_kept(tmp_path):
+  with _writer(tmp_path, tensorboard=True) as writer:
+    for split in ('train', 'valid'):
+      writer.write(4, split, {'a': 1.0})
+  with hooks.MetricsWriter(
+      tmp_path, resume_step=4, tensorboard=True, wandb=None, owed=('valid',)):
+    assert [r['split'] for r in hooks.read_metrics(tmp_path / 'metrics.jsonl')] == ['train']
+    assert _events(tmp_path) == [(4, 'train/a', 1.0)]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_bytes(
+    b'{"step": 1, "split": "train"}\n\x00\x00\n{"step": 2, "split": "train"}\n')
+  with pytest.raises(ValueError, match=r'metrics.jsonl, line 2 is damaged'):
+    _writer(tmp_path, resume_step=2)
+
+
+def test_wall_clock_fields_are_left_out():
+  row = {'step': 1, 'tokens_per_second': 2.0, 'seconds/rollout': 1.0, 'seconds': 3.0, 'loss': 0.5}
+  assert hooks.without_wall_clock(row) == {'step': 1, 'loss': 0.5}
 
 
 def test_wandb_names_the_extra_where_it_is_missing(tmp_path, monkeypatch):
@@ -123,37 +169,3 @@ def test_peak_memory_is_in_bytes():
   block = np.ones(2**25)  # 256 MiB, touched
   assert 2**26 < before <= hooks.peak_memory_bytes() < 2**40
   del block
-
-
-def test_first_signal_asks_and_handlers_are_put_back():
-  before = signal.getsignal(signal.SIGTERM)
-  with hooks.Stopper() as stopper:
-    assert not stopper.should_stop(1)
-    signal.raise_signal(signal.SIGTERM)
-    assert stopper.should_stop(2)
-  assert signal.getsignal(signal.SIGTERM) is before
-
-
-@pytest.fixture
-def interruptible():
-  """A process that a script started in the background may have been told to ignore SIGINT."""
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  yield
-  signal.signal(signal.SIGINT, before)
-
-
-def test_second_signal_acts_at_once(interruptible):
-  with pytest.raises(KeyboardInterrupt), hooks.Stopper():
-    signal.raise_signal(signal.SIGTERM)
-    signal.raise_signal(signal.SIGINT)
-
-
-def test_second_sigterm_ends_the_process():
-  code = (
-    'import signal; from instructjax import hooks\n'
-    'with hooks.Stopper():\n'
-    '  signal.raise_signal(signal.SIGTERM); print("still here", flush=True)\n'
-    '  signal.raise_signal(signal.SIGTERM); print("not here")\n')
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
-  assert done.returncode == -signal.SIGTERM
-  assert done.stdout == 'still here\n' and 'SIGTERM: saving' in done.stderr

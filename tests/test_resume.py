@@ -6,9 +6,9 @@ import jax
 import pytest
 import small
 
-from instructjax import pipeline
-from instructjax.hooks import Stopper, read_metrics
-from instructjax.stages import training
+from instructjax import hooks, pipeline
+from instructjax.stages import ppo, training
+from instructjax.stopping import Stopper
 
 LANGUAGE = {
   'stages': ('sft',), 'sft__init': None, 'sft__dropout': 0.1, 'sft__train_epochs': None,
@@ -20,6 +20,8 @@ PPO = {
   'ppo__kl_horizon': 40.0, 'ppo__valid_prompts': 8, 'ppo__release': 'ema',
   'ppo__policy_optimizer__schedule__warmup_steps': 2,
   'limits__response_tokens': 6}
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 class StopAt(Stopper):
@@ -55,10 +57,8 @@ def states(monkeypatch):
 
 def lines(directory):
   """metrics.jsonl without the clock."""
-  rows = read_metrics(directory / 'metrics.jsonl')
-  timed = ('tokens_per_second', 'model_tflops_per_second', 'fraction_of_peak')
-  return [json.dumps({k: v for k, v in r.items()
-                      if k not in timed and not k.startswith('seconds/')}) for r in rows]
+  return [json.dumps(hooks.without_wall_clock(r))
+          for r in hooks.read_metrics(directory / 'metrics.jsonl')]
 
 
 def run_stage(config, workdir, name, stop=None):
@@ -78,9 +78,7 @@ def assert_resumes(tmp_path, states, config, name, stop):
   once, twice = states
   for field in ('params', 'opt_state', 'ema', 'extras', 'step', 'bad_step'):
     small.leaves_equal(getattr(twice, field), getattr(once, field))
-  clocks = ('seconds', 'peak_memory_bytes')
-  assert {k: v for k, v in resumed.items() if k not in clocks} == {
-    k: v for k, v in straight.items() if k not in clocks}
+  assert hooks.without_wall_clock(resumed) == hooks.without_wall_clock(straight)
   return lines(tmp_path / 'straight' / name), lines(tmp_path / 'stopped' / name)
 
 
@@ -102,11 +100,44 @@ def test_ppo_resumes_bit_equal(tmp_path, states):
     small.leaves_equal(states[0].ema['policy'], states[0].params['policy'])
 
 
-def test_a_stop_between_two_lines_loses_no_metrics(tmp_path, states):
-  """What happened since the last line is written before the checkpoint that a stop makes."""
+def test_a_stop_between_two_lines_leaves_the_lines_as_they_would_be(tmp_path, states):
+  """What happened since the last line travels with the checkpoint that a stop makes."""
   config = small.recipe(**{**LANGUAGE, 'sft__candidates': 0, 'sft__valid_steps': 0})
-  _, resumed = assert_resumes(tmp_path, states, config, 'sft', 3)
-  assert [json.loads(r)['step'] for r in resumed if '"train"' in r] == [2, 3, 4, 6]
+  straight, resumed = assert_resumes(tmp_path, states, config, 'sft', 3)
+  assert [json.loads(r)['step'] for r in resumed if '"train"' in r] == [2, 4, 6]
+  assert resumed == straight
+
+
+def test_a_validation_that_a_stop_cuts_short_is_done_by_the_resumed_run(tmp_path, states):
+  config = small.recipe(**{**LANGUAGE, 'sft__candidates': 0})
+  workdir = tmp_path / 'stopped'
+  with pytest.raises(training.Stopped):
+    run_stage(config, workdir, 'sft', 3)
+  assert [json.loads(r)['step'] for r in lines(workdir / 'sft')] == [2]
+  # Killed after the owed line and before the next checkpoint: the line is owed again.
+  with open(workdir / 'sft' / 'metrics.jsonl', 'a') as file:
+    file.write(json.dumps({'step': 3, 'split': 'valid', 'language/loss': 99.0}) + '\n')
+  run_stage(config, workdir, 'sft')
+  run_stage(config, tmp_path / 'straight', 'sft')
+  assert lines(workdir / 'sft') == lines(tmp_path / 'straight' / 'sft')
+  assert [json.loads(r)['step'] for r in lines(workdir / 'sft')] == [2, 3, 4, 6, 6]
+
+
+def test_a_stage_that_stopped_for_a_reason_stays_stopped(tmp_path, monkeypatch):
+  """Killed between its last checkpoint and its results."""
+  fresh = small.save_fresh(
+    small.context(small.recipe(**PPO), tmp_path / 'fresh'), tmp_path / 'fresh' / 'checkpoints')
+  config = small.recipe(
+    **PPO, ppo__init=fresh, ppo__ref=fresh, ppo__reward=fresh, ppo__stop_kl=-1e9)
+  with monkeypatch.context() as patch:
+    patch.setattr(ppo, '_results', lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      run_stage(config, tmp_path / 'run', 'ppo')
+  before = lines(tmp_path / 'run' / 'ppo')
+  summary = run_stage(config, tmp_path / 'run', 'ppo')
+  assert summary['last_checkpoint'] == 'ppo/checkpoints/1'
+  assert summary['selected_step'] == 1
+  assert lines(tmp_path / 'run' / 'ppo') == before
 
 
 def test_a_pipeline_goes_on_and_then_skips(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import zlib
 from typing import Any
 
@@ -10,15 +11,16 @@ import jax
 from jax.sharding import Mesh
 
 from instructjax import distributed, sharding, train_state
-from instructjax.checkpoint import load_item
 from instructjax.data.corpus import make_corpus
 from instructjax.data.items import Limits
 from instructjax.data.sources import Rejected
 from instructjax.data.tokenizer import Tokenizer, load_tokenizer
-from instructjax.hooks import Stopper, write_json_atomic
+from instructjax.hooks import write_json_atomic
 from instructjax.models import attention, heads, presets
 from instructjax.models.transformer import ModelConfig
 from instructjax.profiling import ProfiledSteps
+from instructjax.stopping import Stopper
+from instructjax.stored import load_item
 
 
 @dataclasses.dataclass
@@ -173,7 +175,11 @@ def make_context(config, workdir: pathlib.Path) -> Context:
                        else config.seed, rejected)
   directory = workdir / 'tokenizer'
   if distributed.is_first() and not (directory / 'tokenizer.json').exists():
-    corpus.make_tokenizer(config.tokenizer, directory)
+    # Under another name until it is whole.
+    part = directory.with_name('tokenizer.part')
+    shutil.rmtree(part, ignore_errors=True)
+    corpus.make_tokenizer(config.tokenizer, part)
+    part.rename(directory)
   distributed.written_by_first(directory / 'tokenizer.json')
   tokenizer = load_tokenizer(directory)
   ctx = Context(config, workdir, mesh, corpus, tokenizer, rejected, Stopper())

@@ -106,7 +106,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
         **dpo.preference_metrics(rewards, one), 'dpo/loss': Mean(total, weight)})
     return {k: float(v) for k, v in compute_metrics(merged).items()}
 
-  _, _, last = training.run(ctx, training.Stage(
+  trained = training.run(ctx, training.Stage(
     name=name, config=c, algorithm=dpo.make_dpo(
       model, ctx.model('ref'), beta=c.beta, label_smoothing=c.label_smoothing,
       pair_divisor=c.pair_divisor),
@@ -118,7 +118,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     stop=lambda computed: None, validate_start=True, samples=list,
     work=training.trained(
       model, 'preferences', ref=ctx.model('ref') if sums is None else None)))
-  return _results(ctx, name, c, loader, steps, last)
+  return _results(ctx, name, c, loader, steps, trained.checkpoint)
 
 
 def _results(ctx: Context, name: str, c, loader, steps: int, last: str):

@@ -95,7 +95,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
 
   every = [math.ceil(steps * (i + 1) / c.candidates) for i in range(c.candidates)]
   params = ctx.fresh('policy', ctx.key(name)) if c.init is None else ctx.load(c.init, 'policy')
-  _, _, last = training.run(ctx, training.Stage(
+  trained = training.run(ctx, training.Stage(
     name=name, config=c, algorithm=algorithm, params={'policy': params}, frozen={},
     optimizers={'policy': c.optimizer},
     build=lambda step: ({'examples': loader.batch(step)}, None), steps=steps, extras={},
@@ -103,7 +103,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     shown=('language/loss', 'grad_norm/policy', 'learning_rate/policy'),
     stop=lambda computed: None, work=training.trained(model, 'examples'), validate_start=False,
     samples=list))
-  return _results(ctx, name, c, loader, steps, every, last)
+  return _results(ctx, name, c, loader, steps, trained)
 
 
 def _mixture(ctx: Context, name: str, c):
@@ -126,22 +126,22 @@ def _weighted(item: LanguageItem, weight: float, unit: str) -> LanguageItem:
   return dataclasses.replace(item, trunk_weight=item.trunk_weight * np.float32(scale))
 
 
-def _results(ctx: Context, name: str, c, loader, steps: int, every, last: str):
+def _results(ctx: Context, name: str, c, loader, steps: int, trained: training.Trained):
   valid = [m for m in read_metrics(ctx.directory(name) / 'metrics.jsonl')
            if m['split'] == 'valid']
   by_step = {m['step']: m for m in valid}
   candidates = [{'step': s, 'checkpoint': f'{name}/checkpoints/{s}',
-                 'loss': by_step[s]['language/loss']} for s in every]
+                 'loss': by_step[s]['language/loss']} for s in trained.kept]
   utilisation = loader.utilisation(8)
   summary = {
-    'checkpoint': last, 'weights': 'params', 'steps': steps, 'candidates': candidates,
+    'checkpoint': trained.checkpoint, 'weights': 'params', 'steps': steps, 'candidates': candidates,
     'valid_loss': by_step[steps]['language/loss'],
     'pretrain_loss': by_step[steps]['pretrain/loss'], 'row_utilisation': utilisation.tokens,
     'attention': ctx.attention('policy', c.row_length)}
   if candidates:
     summary['loss_best'] = min(candidates, key=lambda r: r['loss'])['checkpoint']
   else:
-    summary['loss_best'] = last
+    summary['loss_best'] = trained.checkpoint
   if c.examples == 'pretrain':
     summary['unigram_loss'] = unigram_loss(ctx, c)
   rows = [{'metric': 'valid_loss', 'model': name, 'value': summary['valid_loss']},

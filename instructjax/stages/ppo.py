@@ -174,7 +174,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   validation = _Validation(ctx, name, c, frozen)
   every = c.valid_steps if c.valid_steps else c.train_steps
   keep = sorted({*range(every, c.train_steps + 1, every), c.train_steps})
-  state, _, last = training.run(ctx, training.Stage(
+  trained = training.run(ctx, training.Stage(
     name=name, config=c, algorithm=algorithm, params=params, frozen=frozen,
     optimizers={'policy': c.policy_optimizer, 'value': c.value_optimizer}, build=build,
     steps=c.train_steps, extras={'kl_coef': c.kl_coef},
@@ -185,8 +185,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
                     if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None),
     work=_work(c, policy, value, ref), validate_start=True, samples=lambda: validation.shown,
     timer=timer))
-  del state
-  return _results(ctx, name, c, last)
+  return _results(ctx, name, c, trained.checkpoint, trained.kept)
 
 
 def _work(c, policy: ModelConfig, value: ModelConfig, ref: ModelConfig):
@@ -234,9 +233,12 @@ def _text_loader(ctx: Context, name: str, c):
     ctx, found, order, batch_size=count, microbatches=splits, row_length=c.ptx_row_length)
 
 
-def _results(ctx: Context, name: str, c, last: str) -> tuple[dict, list[dict]]:
+def _results(
+  ctx: Context, name: str, c, last: str, kept: list[int]
+) -> tuple[dict, list[dict]]:
   metrics = read_metrics(ctx.directory(name) / 'metrics.jsonl')
-  valid = [m for m in metrics if m['split'] == 'valid']
+  # Of validations before a run was extended, those whose checkpoints were kept.
+  valid = [m for m in metrics if m['split'] == 'valid' and m['step'] in {0, *kept}]
   shapes = {(int(m['rollout/rows']), int(m['rollout/row_slots']))
             for m in metrics if m['split'] == 'train'}
   chosen = released(valid, c.max_kl)

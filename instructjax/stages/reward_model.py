@@ -111,7 +111,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     return ranking_report(watched.run(released(state)))[0]
 
   params = ctx.load_as_scalar(c.init, ctx.key(name), head_init=c.head_init)
-  state, _, _ = training.run(ctx, training.Stage(
+  state = training.run(ctx, training.Stage(
     name=name, config=c, algorithm=make_reward_model(model, pair_divisor=c.pair_divisor),
     params={'reward': params}, frozen={}, optimizers={'reward': c.optimizer},
     build=lambda step: ({'rankings': loader.batch(step)}, None), steps=steps, extras={},
@@ -119,12 +119,13 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     validate=validate, keep=(),
     shown=('ranking/loss', 'ranking/accuracy', 'grad_norm/reward', 'learning_rate/reward'),
     stop=lambda computed: None, work=training.trained(model, 'rankings', logits=False),
-    validate_start=False, samples=list))
+    validate_start=False, samples=list)).state
   trained = released(state)
   bias = -float(demonstration_scores(ctx, trained, c.bias_demonstrations).mean(dtype=np.float64))
   trained = heads.shift_bias(trained, np.float32(bias))
   with Checkpoints(ctx.directory(name) / 'released', keep_last=1) as kept:
-    if kept.latest() is None:
+    # Of a run that was extended, the bias of fewer steps is there.
+    if kept.newest_whole() != steps:
       kept.save(steps, {'params': {'reward': trained}}, {'bias': bias})
   ranked = make_evaluator(held_out).run(trained)
   return _results(ctx, name, c, ranked, bias, steps, loader, held_out_rows)

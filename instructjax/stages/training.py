@@ -1,5 +1,6 @@
 """One training stage: state, resume, hooks, loop, result (floor 8)."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Collection
@@ -15,12 +16,19 @@ from instructjax.data.pipeline import prefetch
 from instructjax.display import Progress, sample_table, say
 from instructjax.hooks import MetricsWriter
 from instructjax.losses.policy import explained_variance
-from instructjax.metrics import Mean, compute_metrics, merge_metrics
+from instructjax.metrics import (
+  Mean,
+  compute_metrics,
+  merge_metrics,
+  pack_metrics,
+  unpack_metrics,
+)
 from instructjax.models import flops
 from instructjax.models.flops import Work, work_of
 from instructjax.models.transformer import ModelConfig
 from instructjax.profiling import PartTimer, StepProfiler
 from instructjax.stages.context import Context
+from instructjax.stopping import Stopped
 from instructjax.train_state import TrainState
 
 # Items of a checkpoint. 'params' alone is what a later stage starts from.
@@ -35,8 +43,37 @@ def stage_steps(c, examples: int) -> int:
   return config_lib.duration(epochs, 'train', batch_size=c.batch_size, examples=examples)
 
 
-class Stopped(Exception):
-  """The run was asked to stop; its state is saved."""
+class Trained(NamedTuple):
+  """What a stage trained.
+
+  Attributes:
+    state: the last one.
+    checkpoint: its directory, relative to the workdir.
+    kept: steps whose checkpoints stay for ever, ascending: those of `Stage.keep`, and before a run
+      was extended those that were kept then.
+  """
+
+  state: TrainState
+  checkpoint: str
+  kept: list[int]
+
+
+class _Note(NamedTuple):
+  """What a checkpoint notes besides arrays, so that a resumed run writes what it would have.
+
+  Attributes:
+    stage: its name.
+    pending: packed metrics since the last line of metrics.jsonl.
+    owed: whether this step's validation is still to be done, since a signal cut it short.
+    stopped: why training ended before its last step, or None.
+    kept: steps up to here whose checkpoints stay.
+  """
+
+  stage: str
+  pending: dict
+  owed: bool
+  stopped: str | None
+  kept: list[int]
 
 
 class Feed:
@@ -140,13 +177,14 @@ def derived(computed: dict[str, float]) -> dict[str, float]:
 class _Log:
   """Every `every` steps: fetch, check health, write, show."""
 
-  def __init__(self, stage: Stage, writer, progress, feed, history: list, peak: float | None):
+  def __init__(self, stage: Stage, writer, progress, feed, peak: float | None, note: _Note):
     self._stage, self._writer, self._progress, self._feed = stage, writer, progress, feed
     # Of all devices together, FLOP/s.
     self._peak = peak
-    self._pending, self._history = [], history
+    # Since the last line: metrics on the device, and before them some that were fetched and merged.
+    self._pending, self._merged = [], unpack_metrics(note.pending)
     self._last = time.monotonic()
-    self.reason = None
+    self.reason = note.stopped
 
   def __call__(self, step: int, state: TrainState, metrics: dict) -> bool:
     self._pending.append(metrics)
@@ -157,17 +195,10 @@ class _Log:
 
   def flush(self, step: int, state: TrainState) -> bool:
     """Writes the line of the steps since the last one, if any; True to stop after this step."""
-    if not self._pending:
+    merged = self._fetch(state)
+    if not merged:
       return False
-    fetched, bad_step = jax.device_get((self._pending, state.bad_step))
-    self._pending = []
-    if bad_step >= 0:
-      raise FloatingPointError(
-        f'stage {self._stage.name}: loss or gradient was not finite at step {int(bad_step) + 1}; '
-        'nothing after it was saved. Lower the learning rate, or look at that batch.')
-    merged = {}
-    for one in fetched:
-      merged = merge_metrics(merged, one)
+    self._merged = {}
     computed = derived({k: float(v) for k, v in compute_metrics(merged).items()})
     length = merged.get('rollout/length')
     tokens, done = self._stage.work(
@@ -181,11 +212,25 @@ class _Log:
       computed['fraction_of_peak'] = done / seconds / self._peak
     computed.update(self._stage.timer.take())
     self._writer.write(step, 'train', computed)
-    self._history.append({'step': step, **computed})
     self._progress.update(
       step, tokens=tokens, metrics={k: computed[k] for k in self._stage.shown if k in computed})
     self.reason = self._stage.stop(computed)
     return self.reason is not None
+
+  def pending(self, state: TrainState) -> dict:
+    """What no line holds yet, packed for a checkpoint."""
+    return pack_metrics(self._fetch(state))
+
+  def _fetch(self, state: TrainState) -> dict:
+    fetched, bad_step = jax.device_get((self._pending, state.bad_step))
+    self._pending = []
+    if bad_step >= 0:
+      raise FloatingPointError(
+        f'stage {self._stage.name}: loss or gradient was not finite at step {int(bad_step) + 1}; '
+        'nothing after it was saved. Lower the learning rate, or look at that batch.')
+    for one in fetched:
+      self._merged = merge_metrics(self._merged, one)
+    return self._merged
 
 
 def trained(
@@ -225,18 +270,16 @@ def _from_items(items: dict) -> TrainState:
   return TrainState(**{k: v for k, v in items.items() if k != 'counters'}, **counters)
 
 
-def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
+def run(ctx: Context, stage: Stage) -> Trained:
   """Trains, or resumes, a stage to its end.
 
-  Returns:
-    (final state, logged training metrics of this process, checkpoint path relative to the workdir)
-
   Raises:
-    ValueError: the average's decay is not in [0, 1).
-    Stopped: a signal asked to stop; the state was saved.
+    ValueError: the average's decay is not in [0, 1); the stage has been trained further than its
+      config says; no checkpoint of it is whole.
+    Stopped: a signal asked to stop; all is saved.
+    OSError: a checkpoint could not be written.
     FloatingPointError: a loss or gradient was not finite.
   """
-  c = stage.config
   config_lib.require_range(f'{stage.name}.ema_decay', stage.averaging.decay, 0.0, 1 - 1e-9)
   made = {role: optimizer.make_optimizer(
     config, steps=stage.steps, updates_per_step=stage.algorithm.updates_per_step)
@@ -246,60 +289,111 @@ def run(ctx: Context, stage: Stage) -> tuple[TrainState, list[dict], str]:
   state = train_state.make_state(
     stage.params, optimizers, ema_roles=stage.ema_roles, extras=stage.extras, mesh=ctx.mesh)
   directory = ctx.directory(stage.name)
-  history = []
-  keep = frozenset(stage.keep)
-  with Checkpoints(directory / 'checkpoints', keep_last=2, keep_steps=keep) as checkpoints:
-    latest = distributed.from_first(checkpoints.latest())
+  keep = set(stage.keep)
+  with Checkpoints(
+      directory / 'checkpoints', keep_last=2, keep_steps=lambda step: step in keep) as checkpoints:
+    latest = checkpoints.newest_whole()
+    note = _Note(stage.name, {}, False, None, [])
     if latest is not None:
+      _require_steps(stage, latest)
       state = _from_items(checkpoints.load(latest, _items(train_state.abstract_of(state))))
+      note = note._replace(**checkpoints.metadata(latest))
+      keep |= set(note.kept)
     start = latest if latest is not None else 0
-    feed = Feed(ctx.mesh, stage.build, start, stage.steps)
     tracking = ctx.config.tracking
     with MetricsWriter(
         directory, resume_step=latest, tensorboard=tracking.tensorboard,
-        wandb=_wandb(tracking.wandb, stage.name)) as writer, Progress(
-          stage.name, stage.steps, start) as progress:
-      log = _Log(stage, writer, progress, feed, history, _peak(ctx))
-
-      def validate(step, state, metrics):
-        del metrics
-        due = c.valid_steps and step % c.valid_steps == 0
-        if due or step == stage.steps or step in keep or log.reason is not None:
-          writer.write(step, 'valid', stage.validate(step, state))
-          if rows := stage.samples():
-            sample_table(
-              rows, title=f'{stage.name} after step {step}', console=progress.console)
-
-      def save(step, state, metrics):
-        del metrics
-        stopping = ctx.stopper.should_stop(step)
-        due = step % c.checkpoint_steps == 0 or step == stage.steps or step in keep
-        if stopping:
-          log.flush(step, state)  # the checkpoint takes no pending metrics along
-        if due or stopping or log.reason is not None:
-          if int(jax.device_get(state.bad_step)) >= 0:
-            raise FloatingPointError(
-              f'stage {stage.name}: not finite at step {int(state.bad_step) + 1}')
-          checkpoints.save(step, _items(state), {'stage': stage.name})
-        return stopping and step != stage.steps
-
-      if latest is None and stage.validate_start:
-        writer.write(0, 'valid', stage.validate(0, state))
-      if start < stage.steps:
+        wandb=_wandb(tracking.wandb, stage.name), owed=('valid',) if note.owed else ()
+    ) as writer, Progress(stage.name, stage.steps, start) as progress, contextlib.closing(
+        Feed(ctx.mesh, stage.build, start, stage.steps)) as feed:
+      log = _Log(stage, writer, progress, feed, _peak(ctx), note)
+      trainer = _Hooks(ctx, stage, keep, checkpoints, writer, progress, log)
+      if latest is not None:
+        progress.print(f'{stage.name}: goes on from step {latest}')
+      if note.owed or (latest is None and stage.validate_start):
+        trainer.write_validation(start, state)
+      if start < stage.steps and note.stopped is None:
         step_fn = loop.compile_step(
           stage.algorithm, optimizers, schedules, stage.averaging, state, stage.frozen, ctx.mesh)
+        checkpoints.require_room(_items(state))
         profiler = StepProfiler(ctx.profile, stage.name, directory)
         profiler.begin(start + 1)
         state = loop.run(
           stage.algorithm, step_fn, state, stage.frozen, feed, stage.steps, ctx.key(stage.name),
-          (profiler, stage.timer, log, validate, save))
+          (trainer.begin, profiler, stage.timer, log, trainer.validate, trainer.save))
         profiler.end()
-      feed.close()
     last = checkpoints.latest()
     if last < stage.steps and log.reason is None:
       raise Stopped(f'stage {stage.name} was stopped and saved at step {last} of {stage.steps}')
-  # The first process has closed its files: the others may read what the stage left.
-  distributed.barrier(f'{stage.name} trained')
+    # The first process has closed its files: the others may read what the stage left.
+    distributed.barrier(f'{stage.name} trained')
+    ctx.stopper.release()
   if log.reason is not None:
     say(f'{stage.name}: stopped at step {last}: {log.reason}')
-  return state, history, f'{stage.name}/checkpoints/{last}'
+  kept = sorted(step for step in keep if step <= last)
+  return Trained(state, f'{stage.name}/checkpoints/{last}', kept)
+
+
+def _require_steps(stage: Stage, latest: int) -> None:
+  if latest > stage.steps:
+    raise ValueError(
+      f'stage {stage.name} has been trained to step {latest}, and its config asks for '
+      f'{stage.steps} steps: a run can be extended, not shortened. Use another directory, or at '
+      f'least {latest} steps')
+
+
+class _Hooks:
+  """Of the loop: validate, save, and leave when asked to."""
+
+  def __init__(self, ctx: Context, stage: Stage, keep, checkpoints, writer, progress, log: _Log):
+    self._stopper, self._stage, self._keep = ctx.stopper, stage, keep
+    self._checkpoints, self._writer = checkpoints, writer
+    self._progress, self._log = progress, log
+    self._asked = self._owed = False
+
+  def begin(self, step: int, state: TrainState, metrics: dict) -> None:
+    """Comes first: from here on this step is something to save."""
+    del state, metrics
+    self._stopper.hold()
+    self._asked = self._stopper.should_stop(step)  # once a step: all processes ask together
+
+  @property
+  def _stopping(self) -> bool:
+    return self._asked or self._stopper.requested
+
+  def validate(self, step: int, state: TrainState, metrics: dict) -> None:
+    """Where it is due; left to the resumed run where a signal does not wait for it."""
+    del metrics
+    c = self._stage.config
+    due = (c.valid_steps and step % c.valid_steps == 0) or step == self._stage.steps
+    self._owed = False
+    if due or step in self._keep or self._log.reason is not None:
+      self._owed = self._stopping
+      if not self._owed:
+        try:
+          with self._stopper.interruptible():
+            self.write_validation(step, state)
+        except Stopped:
+          self._owed = True
+
+  def write_validation(self, step: int, state: TrainState) -> None:
+    """The line of split 'valid', and a few samples on the screen."""
+    self._writer.write(step, 'valid', self._stage.validate(step, state))
+    if rows := self._stage.samples():
+      sample_table(
+        rows, title=f'{self._stage.name} after step {step}', console=self._progress.console)
+
+  def save(self, step: int, state: TrainState, metrics: dict) -> bool:
+    """A checkpoint where one is due or the run leaves; True where it leaves."""
+    del metrics
+    c, stopping = self._stage.config, self._stopping
+    due = step % c.checkpoint_steps == 0 or step == self._stage.steps or step in self._keep
+    if self._log.reason is not None:
+      self._keep.add(step)
+    if due or stopping or self._log.reason is not None:
+      note = _Note(
+        self._stage.name, self._log.pending(state), self._owed, self._log.reason,
+        sorted(s for s in self._keep if s <= step))
+      self._writer.sync()
+      self._checkpoints.save(step, _items(state), note._asdict())
+    return stopping and step != self._stage.steps
