@@ -177,7 +177,7 @@ _PATTERNS = (
                              r'allee) \d{1,4}[a-z]?\b', case=True, digits=1,
            words=('straße', 'strasse', 'str.', 'weg', 'platz', 'gasse', 'allee')),
   _pattern('street address', r'(?<!\w)\d{1,4}(?:,| bis,?| ter,?)? (?:rue|avenue|boulevard|place|'
-                             r'allée|chemin|via|calle) (?:de (?:la |l\')?|du |des )?[A-ZÉ]',
+                             r'allée|chemin|calle) (?:de (?:la |l\')?|du |des )?[A-ZÉ]',
            case=True, digits=1),
   _pattern('street address', r'\b(?:calle|rua|viale|corso|piazza|plaza|avenida) (?:de |da |do )?'
                              r'[\w-]+,? \d{1,4}\b', digits=1,
