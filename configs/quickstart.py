@@ -58,7 +58,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.needs = 'about 7 minutes on 2 cores, 3 GiB of memory, 200 MB of disk'
   c.stages = ('pretrain', 'sft', 'rl_init', 'collect', 'reward_model', 'select', 'ppo', 'evaluate')
   c.data = data()
-  c.tokenizer = ConfigDict({'kind': 'world'})
+  c.tokenizer = common.tokenizer('world')
   c.limits = common.limits(prompt_tokens=40, response_tokens=16)
   c.models = ConfigDict({
     'policy': common.model('tiny', context=64), 'reward': common.model('tiny', context=64)})

@@ -68,8 +68,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.needs = 'about 22 minutes on 2 cores, 9 GiB of memory, 500 MB of disk'
   c.stages = ('pretrain', 'sft', 'rl_init', 'reward_model', 'select', 'ppo', 'evaluate')
   c.data = prepared(arg.prepared) if arg.prepared else data(arg.data_dir)
-  c.tokenizer = ConfigDict(
-    {'kind': 'sentencepiece', 'vocab_size': 4096, 'max_characters': 20_000_000})
+  c.tokenizer = common.tokenizer('sentencepiece')
   # Of the rankings of the docstring 2 in 3 have a prompt and two responses within these; 2 in 5
   # would at 128 and 96, where also a quarter of the samples of `rl_init` are cut off.
   c.limits = common.limits(prompt_tokens=192, response_tokens=192)

@@ -17,12 +17,7 @@ from instructjax.data.miniature.world import World, WorldSizes
 from instructjax.data.prepared import Prepared
 from instructjax.data.records import Demonstration, Document, Prompt, Ranking
 from instructjax.data.sources import Rejected
-from instructjax.data.tokenizer import (
-  ByteTokenizer,
-  SentencePieceTokenizer,
-  Tokenizer,
-  WordTokenizer,
-)
+from instructjax.data.tokenizer import Tokenizer, make_tokenizer
 
 SPLITS = sources.SPLITS
 
@@ -122,10 +117,11 @@ class MiniatureCorpus:
     return self.world.label(self._records[prompt.id], responses, rng, labeler)
 
   def make_tokenizer(self, config, directory) -> Tokenizer:
-    """One id a word."""
-    tokenizer = WordTokenizer(self.world.words)
-    tokenizer.save(directory)
-    return tokenizer
+    """One id a word of the world, where the kind is 'world'."""
+    return make_tokenizer(config, directory, texts=self._texts, words=self.world.words)
+
+  def _texts(self) -> Iterator[str]:
+    return (d.text for d in self.documents('train'))
 
 
 class PanelCorpus(MiniatureCorpus):
@@ -179,13 +175,8 @@ class _SplitCorpus:
     raise ValueError('files have no gold judge')
 
   def make_tokenizer(self, config, directory) -> Tokenizer:
-    """Sentencepiece trained on this corpus' own training text, or bytes."""
-    if config.kind == 'byte':
-      tokenizer = ByteTokenizer()
-      tokenizer.save(directory)
-      return tokenizer
-    return SentencePieceTokenizer.train(
-      self._texts(), config.vocab_size, directory, max_characters=config.max_characters)
+    """As `make_tokenizer`; sentencepiece is trained on this corpus' own training text."""
+    return make_tokenizer(config, directory, texts=self._texts, words=None)
 
   def _texts(self) -> Iterator[str]:
     for d in self.demonstrations('train'):

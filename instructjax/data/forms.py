@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from instructjax.data import dialogue, few_shot, records
-from instructjax.data.dialogue import Message
+from instructjax.data import chat, dialogue, few_shot, records
 from instructjax.data.field_map import FieldMap
 from instructjax.data.rejected import BadRow
 
@@ -76,31 +75,32 @@ def hh_prompt(row: Row) -> Fields:
   return {'prompt': dialogue.split_dialogue(row.get('chosen'), 'chosen')[0]}
 
 
-def messages_answered(row: Row, render: Callable[[Sequence[Message]], str]) -> Fields:
+def messages_answered(row: Row, template: chat.Template) -> Fields:
   """Messages of which the last is the response."""
   messages = dialogue.read_messages(row.get('messages'), 'messages')
   dialogue.ends_with_reply(messages, 'messages')
-  return {'prompt': render(messages[:-1]), 'response': messages[-1][1]}
+  prompt, response = template.split(messages)
+  return {'prompt': prompt, 'response': response}
 
 
-def messages_prompt(row: Row, render: Callable[[Sequence[Message]], str]) -> Fields:
+def messages_prompt(row: Row, template: chat.Template) -> Fields:
   """Messages up to the last of the user; a reply after it is left out."""
   messages = dialogue.read_messages(row.get('messages'), 'messages')
   if messages[-1][0] == 'assistant':
     messages = messages[:-1]
   if not messages or messages[-1][0] != 'user':
     raise BadRow('field messages holds no user message to answer')
-  return {'prompt': render(messages)}
+  return {'prompt': template.prompt(messages)}
 
 
-def messages_safety(row: Row, render: Callable[[Sequence[Message]], str]) -> Fields:
+def messages_safety(row: Row, template: chat.Template) -> Fields:
   """Messages of which the last is the response judged, or the prompt judged."""
   messages = dialogue.read_messages(row.get('messages'), 'messages')
   answered = messages[-1][0] == 'assistant'
-  return (messages_answered if answered else messages_prompt)(row, render)
+  return (messages_answered if answered else messages_prompt)(row, template)
 
 
-def messages_ranking(row: Row, render: Callable[[Sequence[Message]], str]) -> Fields:
+def messages_ranking(row: Row, template: chat.Template) -> Fields:
   """Lists chosen and rejected: whole dialogues alike but for the last message.
 
   With a `prompt` of messages they may hold the reply alone.
@@ -119,7 +119,8 @@ def messages_ranking(row: Row, render: Callable[[Sequence[Message]], str]) -> Fi
   chosen, rejected = lists
   if chosen[:-1] != rejected[:-1]:
     raise BadRow('chosen and rejected differ before their last reply')
-  return _pair(render(chosen[:-1]), chosen[-1][1], rejected[-1][1])
+  prompt, good = template.split(chosen)
+  return _pair(prompt, good, template.split(rejected)[1])
 
 
 def self_instruct_few_shot(row: Row) -> Fields:
@@ -218,9 +219,9 @@ class Form:
   reads: tuple[str, ...]
 
 
-def _message_forms(render: Callable[[Sequence[Message]], str]) -> dict[str, Form]:
+def _message_forms(template: chat.Template) -> dict[str, Form]:
   def form(make, *reads):
-    return Form(functools.partial(make, render=render), reads)
+    return Form(functools.partial(make, template=template), reads)
   return {
     'demonstrations': form(messages_answered, 'messages'),
     'prompts': form(messages_prompt, 'messages'),
@@ -246,8 +247,8 @@ FORMS: dict[str, dict[str, Form]] = {
     'demonstrations': Form(hh_demonstration, ('chosen',)),
     'prompts': Form(hh_prompt, ('chosen',)),
   },
-  'messages': _message_forms(dialogue.render_hh),
-  'messages_plain': _message_forms(dialogue.render_plain),
+  'messages': _message_forms(chat.HH()),
+  'messages_plain': _message_forms(chat.Plain()),
   'triples': {
     'rankings': Form(triple_ranking, ('prompt', 'chosen', 'rejected')),
     'demonstrations': Form(triple_demonstration, ('prompt', 'chosen')),
@@ -267,7 +268,7 @@ def to_record(kind: str, form: str, field_map: FieldMap) -> Callable[[Row, str, 
 
   Args:
     kind: of record, a key of FROM_ROW.
-    form: of the rows, a key of FORMS.
+    form: of the rows, a key of FORMS, or 'messages:PATH' for the chat template of a model.
     field_map: which fields of a row give the fields that the form reads, and constants.
 
   Returns:
@@ -280,20 +281,33 @@ def to_record(kind: str, form: str, field_map: FieldMap) -> Callable[[Row, str, 
   """
   if kind not in FROM_ROW:
     raise ValueError(f'kind {kind!r} is not one of {", ".join(FROM_ROW)}')
-  if form not in FORMS:
-    raise ValueError(f'form {form!r} is not one of {", ".join(FORMS)}')
-  if kind not in FORMS[form]:
-    raise ValueError(f'form {form} gives {", ".join(FORMS[form])}, not {kind}')
-  targets = (*FORMS[form][kind].reads, *_COMMON[kind])
+  forms = find_form(form)
+  if kind not in forms:
+    raise ValueError(f'form {form} gives {", ".join(forms)}, not {kind}')
+  targets = (*forms[kind].reads, *_COMMON[kind])
   field_map.check_targets(targets, f'{kind} in the form {form}')
-  return functools.partial(_convert, kind, form, field_map, targets)
+  return functools.partial(_convert, kind, forms[kind].make, field_map, targets)
+
+
+def find_form(form: str) -> Mapping[str, Form]:
+  """A form by name; 'messages:PATH' writes messages in the chat template of a model.
+
+  Raises:
+    ValueError: no such form, or no usable template at that path.
+  """
+  name, _, path = form.partition(':')
+  if name == 'messages' and path:
+    return _message_forms(chat.ModelTemplate.load(path))
+  if form not in FORMS:
+    raise ValueError(f'form {form!r} is not one of {", ".join(FORMS)}, messages:PATH')
+  return FORMS[form]
 
 
 def _convert(
-  kind: str, form: str, field_map: FieldMap, targets: tuple[str, ...], row: Row, default_id: str,
-  default_source: str,
+  kind: str, make: Callable[[Row], Fields], field_map: FieldMap, targets: tuple[str, ...],
+  row: Row, default_id: str, default_source: str,
 ) -> Record:
   values = field_map.apply(row, targets)
   if values.pop('skip', None):
     raise BadRow('its labeler skipped it')
-  return FROM_ROW[kind](values | FORMS[form][kind].make(values), default_id, default_source)
+  return FROM_ROW[kind](values | make(values), default_id, default_source)

@@ -46,7 +46,7 @@ class Source:
     path: a file, a pattern such as `data/*.jsonl.gz`, a directory of files, a directory that
       Hugging Face `datasets` saved, the directory of a TFDS data set or `tfds:NAME`.
     kind: of record: demonstrations, rankings, prompts, pretrain, unpaired, safety, few_shot.
-    form: of the rows, a key of `forms.FORMS`.
+    form: of the rows, a key of `forms.FORMS`, or 'messages:PATH' for a model's chat template.
     split: of a TFDS data set or a Hugging Face dictionary that has several.
     format: a key of FORMATS; empty = by name and content of the path.
     fields, templates, constants: see `field_map`.
