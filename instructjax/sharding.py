@@ -7,7 +7,7 @@ mesh axes and are config data, one table for each network.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import backend
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 AXES = ('data', 'fsdp', 'tensor')
 LOGICAL = ('embed', 'heads', 'head_width', 'mlp', 'vocab', 'position', 'norm', 'layers')
@@ -107,10 +107,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def own_rows(
+  mesh: Mesh, rows: int, devices: Collection[jax.Device] | None = None
+) -> Bool[np.ndarray, 'N']:
+  """Which of `rows` rows of a batch these devices hold; None: those of this process."""
+  if devices is None:
+    devices = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+  own = np.zeros(rows, bool)
+  for device, (index,) in batch_sharding(mesh, 0).devices_indices_map((rows,)).items():
+    if device in devices:
+      own[index] = True
+  return own
+
+
 def put_batch(mesh: Mesh, batch: Any, *, axis: int) -> Any:
   """Host arrays to the devices, dimension `axis` split over data and fsdp.
 
-  Every process holds the whole (deterministic) host batch and uploads its own part of it.
+  Every process gives arrays of the whole batch's shapes and uploads its own part of them; what it
+  does not upload is not read (`own_rows`).
   """
   sharding = batch_sharding(mesh, axis)
 

@@ -14,6 +14,7 @@ from instructjax.benchmarks import (
   case,
   items,
   lengths,
+  loading,
   measure,
   rows,
   sampling,
@@ -51,6 +52,8 @@ def small(monkeypatch):
   for item, shape in SHAPES.items():
     monkeypatch.setitem(work.SMALL, item, shape)
   monkeypatch.setattr(lengths, 'LAWS', LAWS[:1])
+  monkeypatch.setattr(loading, 'ITEMS', 128)
+  monkeypatch.setattr(loading, 'STEPS', 1)
   monkeypatch.setattr(rows, 'ROW_LENGTHS', (32, 64))
   monkeypatch.setattr(rows, 'BACKENDS', ('plain',))
   make_mesh = sharding.make_mesh
@@ -94,7 +97,9 @@ def test_flops_of_responses_of_several_lengths():
 
 LINES = {
   'refill': ['refill:short:slots', 'refill:short:whole'],
-  'attention': ['attention:plain:32', 'attention:plain:64']}
+  'attention': ['attention:plain:32', 'attention:plain:64'],
+  'data': ['data:documents', 'data:demonstrations', 'data:rankings', 'data:tokenise:sentencepiece',
+           'data:tokenise:byte']}
 
 
 @pytest.mark.parametrize('item', list(items.ITEMS))

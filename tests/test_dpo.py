@@ -19,7 +19,8 @@ from flax import linen as nn
 from instructjax import loop, pipeline, sharding, train_state
 from instructjax.algorithms import dpo
 from instructjax.data import packing, placement
-from instructjax.data.pipeline import PreferenceLoader, Sequential
+from instructjax.data.order import Sequential
+from instructjax.data.pipeline import PreferenceLoader
 from instructjax.data.placement import Group, RankingItem, RowShape
 from instructjax.hooks import read_metrics
 from instructjax.metrics import compute_metrics

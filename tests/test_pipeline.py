@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructjax import types
+from instructjax import sharding, types
 from instructjax.data import items as data_items
+from instructjax.data import order as order_lib
 from instructjax.data import packing, pipeline, records, sources
 from instructjax.data.placement import Group, LanguageItem, RankingItem
+from instructjax.data.prefetch import prefetch
 from instructjax.data.tokenizer import ByteTokenizer
+from instructjax.models.flops import work_of
 
 T = 32
 
@@ -53,81 +56,6 @@ def items_in(rows):
   return {int(g) - 1: int(tokens[group == g][0]) - 1 for g in np.unique(group[group > 0])}
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**31 - 1))
-def test_shuffled_covers_every_epoch_exactly(n, batch_size, seed):
-  order = pipeline.Shuffled(n, seed)
-  steps = -(-3 * n // batch_size)
-  drawn = np.concatenate([order.indices(s, batch_size) for s in range(steps)])
-  for epoch in range(3):
-    assert sorted(drawn[epoch * n:(epoch + 1) * n]) == list(range(n))
-
-
-def test_shuffled_differs_by_epoch_and_seed_and_not_by_history():
-  order = pipeline.Shuffled(100, 1)
-  assert order.indices(0, 100).tolist() != order.indices(1, 100).tolist()
-  assert order.indices(0, 100).tolist() != pipeline.Shuffled(100, 2).indices(0, 100).tolist()
-  again = pipeline.Shuffled(100, 1)
-  assert again.indices(7, 13).tolist() == order.indices(7, 13).tolist()
-  with pytest.raises(ValueError, match='no items'):
-    pipeline.Shuffled(0, 1)
-  with pytest.raises(ValueError, match='negative'):
-    order.indices(-1, 4)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=90), st.integers(0, 3))
-def test_shuffled_by_cost_shows_every_item_once_an_epoch(costs, epoch):
-  n = len(costs)
-  order = pipeline.Shuffled(n, 1, costs)
-  assert sorted(order.span(epoch * n, n).tolist()) == list(range(n))
-
-
-def test_shuffled_by_cost_makes_batches_of_equal_cost():
-  rng = np.random.default_rng(0)
-  costs = np.round(rng.lognormal(4, 1, 3_000)).astype(int)
-  plain, even = pipeline.Shuffled(3_000, 1), pipeline.Shuffled(3_000, 1, costs)
-
-  def spread(order, batch_size):
-    return np.std([costs[order.indices(s, batch_size)].sum() for s in range(3_000 // batch_size)])
-  # What is left comes from the longest 32nd, whose items differ most.
-  assert spread(even, 64) < spread(plain, 64) / 2
-  assert spread(even, 32) < spread(plain, 32) / 2
-  strata = np.argsort(np.argsort(costs, kind='stable')) * 32 // 3_000
-  for s in range(40):
-    counts = np.bincount(strata[even.indices(s, 64)], minlength=32)
-    assert counts.min() >= 1 and counts.max() <= 3
-  # Within a stratum the order is new in each epoch, and no stratum always comes first.
-  first = [strata[even.indices(0, 3_000)][:32], strata[even.indices(1, 3_000)][:32]]
-  assert first[0].tolist() != first[1].tolist()
-  with pytest.raises(ValueError, match='2 costs of 3 items'):
-    pipeline.Shuffled(3, 1, [1, 2])
-
-
-def test_sequential_is_one_pass_with_a_short_end():
-  order = pipeline.Sequential(10)
-  assert [order.indices(s, 4).tolist() for s in range(order.steps(4))] == [
-    [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-  with pytest.raises(ValueError, match='10 items make 3 batches'):
-    order.indices(3, 4)
-
-
-def test_mixed_takes_exact_shares_of_documents():
-  order = pipeline.Mixed(50, 30, 0.1, seed=3)
-  batches = [order.indices(s, 8) for s in range(40)]
-  assert all(b.size == 8 for b in batches)
-  others = np.cumsum([(b >= 50).sum() for b in batches])
-  assert others.tolist() == [(s + 1) * 8 // 10 for s in range(40)]
-  drawn = np.concatenate(batches)
-  main, other = drawn[drawn < 50], drawn[drawn >= 50] - 50
-  assert sorted(main[:50]) == list(range(50)) and sorted(other[:30]) == list(range(30))
-  assert order.steps(8) == 7  # 50 / (8 * 0.9)
-  none = pipeline.Mixed(5, 1, 0.0, seed=0)
-  assert (np.concatenate([none.indices(s, 4) for s in range(9)]) < 5).all()
-  with pytest.raises(ValueError, match=r'other_fraction 1.0'):
-    pipeline.Mixed(5, 5, 1.0, seed=0)
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
 def test_deal_is_exact_and_even(microbatches, size, data):
@@ -142,9 +70,9 @@ def test_deal_is_exact_and_even(microbatches, size, data):
 
 
 def test_a_batch_holds_its_items_whatever_was_asked_before():
-  loader = language_loader(pipeline.Shuffled(23, 5))
+  loader = language_loader(order_lib.Shuffled(23, 5))
   batches = {s: loader.batch(s) for s in (0, 1, 2, 3)}
-  fresh = language_loader(pipeline.Shuffled(23, 5))
+  fresh = language_loader(order_lib.Shuffled(23, 5))
   for s in (3, 0, 2):
     again = fresh.batch(s)
     for a, b in zip(jax.tree.leaves(batches[s]), jax.tree.leaves(again)):
@@ -163,12 +91,12 @@ def test_a_batch_holds_its_items_whatever_was_asked_before():
 
 
 def test_the_number_of_microbatches_changes_no_item_and_no_id():
-  one = language_loader(pipeline.Shuffled(23, 5), microbatches=1)
-  four = language_loader(pipeline.Shuffled(23, 5), microbatches=4)
+  one = language_loader(order_lib.Shuffled(23, 5), microbatches=1)
+  four = language_loader(order_lib.Shuffled(23, 5), microbatches=4)
   for s in range(6):
     assert items_in(one.batch(s).rows) == items_in(four.batch(s).rows)
   with pytest.raises(ValueError, match='batch_size 8 must be a multiple of microbatches 3'):
-    language_loader(pipeline.Shuffled(23, 5), microbatches=3)
+    language_loader(order_lib.Shuffled(23, 5), microbatches=3)
 
 
 @pytest.mark.parametrize('make, sizes', [
@@ -179,14 +107,14 @@ def test_the_number_of_microbatches_changes_no_item_and_no_id():
 def test_few_shapes_hold_every_batch(make, sizes, monkeypatch):
   # The scan sees one batch only, so later ones may need the last shape.
   monkeypatch.setattr(pipeline, '_SCAN_STEPS', 1)
-  loader = make(pipeline.Shuffled(sizes['n'], 2), **sizes)
+  loader = make(order_lib.Shuffled(sizes['n'], 2), **sizes)
   shapes = {loader.batch(s).rows.tokens.shape[1] for s in range(100)}
   assert shapes <= set(loader.row_shapes) and len(loader.row_shapes) <= 2
   assert all(n % 2 == 0 for n in loader.row_shapes)
 
 
 def test_the_bound_holds_for_the_worst_batch():
-  loader = language_loader(pipeline.Shuffled(200, 2), n=200, batch_size=16)
+  loader = language_loader(order_lib.Shuffled(200, 2), n=200, batch_size=16)
   # An order that picks the longest items only.
   longest = np.argsort([-sum(s.branches) - s.trunk for s in loader.sizes])[:16]
 
@@ -201,7 +129,7 @@ def test_the_bound_holds_for_the_worst_batch():
 def test_ranking_loader_keeps_prompts_whole_and_counts_them():
   n = 21
   loader = pipeline.RankingLoader(
-    ranking_items(n), pipeline.Sequential(n), batch_size=8, microbatches=2, row_length=T,
+    ranking_items(n), order_lib.Sequential(n), batch_size=8, microbatches=2, row_length=T,
     select_slots=8, rows_multiple=1, responses=6)
   seen, responses = [], 0
   for s in range(loader.steps()):
@@ -222,13 +150,78 @@ def test_ranking_loader_keeps_prompts_whole_and_counts_them():
   assert 0 < loader.utilisation(2).tokens <= 1
   with pytest.raises(ValueError, match='has room for 3'):
     pipeline.RankingLoader(
-      ranking_items(n), pipeline.Sequential(n), batch_size=8, microbatches=2, row_length=T,
+      ranking_items(n), order_lib.Sequential(n), batch_size=8, microbatches=2, row_length=T,
       select_slots=8, rows_multiple=1, responses=3)
+
+
+def packed_sft(order, n, own_rows, **shape):
+  """Demonstrations with pretraining documents among them."""
+  found = language_items(n)
+  for i in range(0, n, 3):
+    trunk = np.full(5 + i % 7, i + 1, np.int32)
+    found[i] = data_items.document_item(trunk)
+  return pipeline.LanguageLoader(found, order, select_slots=T, own_rows=own_rows, **shape)
+
+
+def packed_rankings(order, n, own_rows, **shape):
+  return pipeline.RankingLoader(
+    ranking_items(n), order, select_slots=16, responses=6, own_rows=own_rows, **shape)
+
+
+def packed_preferences(order, n, own_rows, **shape):
+  return pipeline.PreferenceLoader(
+    ranking_items(n), order, select_slots=T, responses=6, response_length=12,
+    ref_logprobs=[np.full(len(i.group.branches), float(k)) for k, i in enumerate(ranking_items(n))],
+    own_rows=own_rows, **shape)
+
+
+MESHES = ({'data': 8, 'fsdp': 1, 'tensor': 1}, {'data': 2, 'fsdp': 2, 'tensor': 2})
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize('make', [packed_sft, packed_rankings, packed_preferences])
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_processes_together_make_the_batch_of_one(make, processes, mesh):
+  """Of a run that goes on at any step on another number of processes, each process makes the rows
+  of its devices and no others; together they are the batch that one process makes."""
+  mesh = sharding.make_mesh(mesh)
+  shape = {'batch_size': 16, 'microbatches': 2, 'row_length': T,
+           'rows_multiple': sharding.batch_shards(mesh)}
+  n = 21
+  whole = make(order_lib.Mixed((9, 12), (0.3, 0.7), 5), n, None, **shape)
+  groups = np.array_split(list(mesh.devices.flat), processes)
+  loaders = [make(order_lib.Mixed((9, 12), (0.3, 0.7), 5), n, own_rows=(
+    lambda rows, group=group: sharding.own_rows(mesh, rows, list(group))), **shape)
+    for group in groups]
+  for step in (7, 0, 3):
+    batch = whole.batch(step)
+    shards = [loader.shard(step) for loader in loaders]
+    assert whole.shard(step).work == work_of(batch)
+    spec = sharding.batch_sharding(mesh, 1)
+    filled = 0
+    for group, shard in zip(groups, shards):
+      assert shard.work == work_of(batch)
+      filled += (shard.record.rows.tokens > 0).sum()
+      for mine, one in zip(jax.tree.leaves(shard.record), jax.tree.leaves(batch), strict=True):
+        assert mine.shape == one.shape and mine.dtype == one.dtype
+        for device in group:  # what this process uploads is what one process would
+          index = spec.devices_indices_map(one.shape)[device]
+          np.testing.assert_array_equal(mine[index], one[index])
+    if mesh.shape['tensor'] == 1:
+      assert filled == (batch.rows.tokens > 0).sum()  # no row is made twice, none is left out
+
+
+def test_rows_of_a_process_are_those_of_its_devices():
+  mesh = sharding.make_mesh({'data': 4, 'fsdp': 1, 'tensor': 2})
+  devices = list(mesh.devices.flat)
+  assert sharding.own_rows(mesh, 8).all()
+  assert sharding.own_rows(mesh, 8, devices[:4]).tolist() == [True] * 4 + [False] * 4
+  assert sharding.own_rows(mesh, 8, devices[7:]).tolist() == [False] * 6 + [True] * 2
 
 
 def test_prompt_loader():
   prompts = [np.arange(1, n + 1, dtype=np.int32) for n in (3, 1, 5, 2, 4)]
-  loader = pipeline.PromptLoader(prompts, pipeline.Sequential(5), batch_size=3, prompt_length=6,
+  loader = pipeline.PromptLoader(prompts, order_lib.Sequential(5), batch_size=3, prompt_length=6,
                                  pad_id=9)
   last = loader.batch(1)
   assert last.tokens.tolist() == [[1, 2, 9, 9, 9, 9], [1, 2, 3, 4, 9, 9], [1, 2, 9, 9, 9, 9]]
@@ -236,13 +229,13 @@ def test_prompt_loader():
   assert loader.indices(1).tolist() == [3, 4]
   assert {x.dtype for x in (last.tokens, last.length, last.item)} == {np.dtype(np.int32)}
   with pytest.raises(ValueError, match='1 to 5 tokens'):
-    pipeline.PromptLoader(prompts, pipeline.Sequential(5), batch_size=3, prompt_length=4, pad_id=0)
+    pipeline.PromptLoader(prompts, order_lib.Sequential(5), batch_size=3, prompt_length=4, pad_id=0)
 
 
 def test_prefetch_gives_the_same_in_order_and_ends():
   before = threading.active_count()
-  assert list(pipeline.prefetch(lambda s: s * s, 3, 7)) == [9, 16, 25, 36]
-  endless = pipeline.prefetch(lambda s: s, 5)
+  assert list(prefetch(lambda s: s * s, 3, 7)) == [9, 16, 25, 36]
+  endless = prefetch(lambda s: s, 5)
   assert list(itertools.islice(endless, 3)) == [5, 6, 7]
   endless.close()
   assert threading.active_count() == before
@@ -252,7 +245,7 @@ def test_prefetch_gives_the_same_in_order_and_ends():
       raise ValueError('step 2 is bad')
     return step
 
-  it = pipeline.prefetch(broken, 0)
+  it = prefetch(broken, 0)
   assert [next(it), next(it)] == [0, 1]
   with pytest.raises(ValueError, match='step 2 is bad'):
     next(it)

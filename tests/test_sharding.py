@@ -21,13 +21,8 @@ from instructjax import loop, sharding, train_state, tree
 from instructjax.algorithms import dpo, language_model, ppo, rollout
 from instructjax.algorithms.reward_model import make_reward_model
 from instructjax.benchmarks import collectives
-from instructjax.data.pipeline import (
-  LanguageLoader,
-  PreferenceLoader,
-  PromptLoader,
-  RankingLoader,
-  Sequential,
-)
+from instructjax.data.order import Sequential
+from instructjax.data.pipeline import LanguageLoader, PreferenceLoader, PromptLoader, RankingLoader
 from instructjax.data.placement import Group, LanguageItem, RankingItem
 from instructjax.metrics import compute_metrics
 from instructjax.models import heads, transformer

@@ -1,13 +1,9 @@
 """The items by name; each is some cases, made one after the other."""
 
-import statistics
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
-from instructjax.benchmarks import rows, sampling, training, work
+from instructjax.benchmarks import loading, rows, sampling, training, work
 from instructjax.benchmarks.case import Case, Setup, Skipped
-from instructjax.data import items as data_items
 
 
 def _single(item: str, make: Callable) -> Callable[[Setup], Iterator[Case]]:
@@ -21,18 +17,6 @@ def _single(item: str, make: Callable) -> Callable[[Setup], Iterator[Case]]:
   return cases
 
 
-def _data(setup: Setup) -> Iterator[Case]:
-  """Packed batches of documents of mixed lengths, on the host alone."""
-  rng = np.random.default_rng(0)
-  found = [data_items.document_item(
-    rng.integers(0, setup.size.vocab, rng.integers(8, setup.shape.prompt + 1)).astype(np.int32))
-    for _ in range(4_096)]
-  loader, number = training.language_loader(setup, found), iter(range(1 << 30))
-  step = lambda: loader.batch(next(number))  # noqa: E731
-  tokens = statistics.mean(np.count_nonzero(step().rows.group) for _ in range(20))
-  yield Case('data', step, round(tokens), 0.0)
-
-
 ITEMS: dict[str, Callable[[Setup], Iterator[Case | Skipped]]] = {
   'sft': _single('sft', training.sft),
   'reward_model': _single('reward_model', training.reward_model),
@@ -41,7 +25,7 @@ ITEMS: dict[str, Callable[[Setup], Iterator[Case | Skipped]]] = {
   'ppo': _single('ppo', training.ppo_iteration),
   'ppo_ptx': training.ppo_ptx_cases,
   'decode': sampling.decode,
-  'data': _data,
+  'data': loading.cases,
   'refill': sampling.refill,
   'attention': rows.attention_cases,
 }

@@ -16,7 +16,8 @@ from instructjax.benchmarks.case import Case, Setup, draw, init, prompts
 from instructjax.benchmarks.sampling import NEVER
 from instructjax.data import items as data_items
 from instructjax.data import packing
-from instructjax.data.pipeline import LanguageLoader, Shuffled
+from instructjax.data.order import Shuffled
+from instructjax.data.pipeline import LanguageLoader
 from instructjax.data.placement import Group, RankingItem, RowShape
 from instructjax.sampling import Sampling
 

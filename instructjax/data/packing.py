@@ -2,28 +2,35 @@
 
 The builders return records without the microbatch axis; `stack_microbatches` adds it. Where the
 groups go is decided in `placement`.
+
+Every builder takes the placement of its groups where the caller has it already, and `own`: the
+rows of [N] whose tokens are filled in, the others stay 0. What is indexed by prompt or response is
+always whole, so a process that holds some of the rows on its devices makes only these, and the
+rows of all processes together are those of one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from instructjax import types
+from instructjax.data.layout import Layout, check_slots, lay_out, select_runs
 from instructjax.data.placement import (
   Group,
   LanguageItem,
+  Placement,
   RankingItem,
   RowShape,
-  Sizes,
-  first_fit,
   language_sizes,
+  place_groups,
   ranking_sizes,
   score_sizes,
-  split_all,
 )
+
+Own = Bool[np.ndarray, 'N'] | None
 
 
 class Utilisation(NamedTuple):
@@ -50,97 +57,18 @@ def better_matrix(ranking: Sequence[Sequence[int]], responses: int) -> Float32[n
   return (rank[:, None] < rank[None, :]).astype(np.float32)
 
 
-class _Layout(NamedTuple):
-  """Where the segments (trunks and branches) of a microbatch lie; all arrays are [S]."""
-
-  rows: types.Rows
-  group: np.ndarray   # index in the builder's list
-  branch: np.ndarray  # 0 = trunk
-  row: np.ndarray
-  start: np.ndarray   # row position of the first token
-  length: np.ndarray
-  first: np.ndarray   # True but for a repeated trunk
+def _laid_out(
+  groups: Sequence[Group], sizes: Callable, shape: RowShape, placed: Placement | None, own: Own
+) -> Layout:
+  """`lay_out` with the placement at hand, or one made of `sizes()`."""
+  if placed is None:
+    placed = place_groups(sizes(), shape.row_length, shape.select_slots)
+  return lay_out(groups, *placed, shape, own)
 
 
-def _ids(arrays: list[np.ndarray]) -> np.ndarray:
-  ids = np.concatenate(arrays)
-  if ids.dtype.kind not in 'iu':
-    raise TypeError(f'token ids must be integers, got {ids.dtype}')
-  return ids
-
-
-def _check_groups(groups: Sequence[Group]) -> None:
-  items = [g.item for g in groups]
-  if len(set(items)) != len(items) or any(i < 0 for i in items):
-    raise ValueError(f'items of a microbatch must be different and not negative, got {items}')
-  for g in groups:
-    if g.trunk.size == 0 or any(b.size == 0 for b in g.branches):
-      raise ValueError(f'item {g.item} has an empty prompt or response: a prompt starts with the '
-                       'begin token, a response ends with the end token')
-
-
-def _lay_out(groups: Sequence[Group], sizes: Sequence[Sizes], shape: RowShape) -> _Layout:
-  """Places all groups and fills `Rows` by one scatter for each field."""
-  _check_groups(groups)
-  N, T = shape.rows, shape.row_length
-  fields = [np.zeros(N * T, np.int32) for _ in range(4)] + [np.full(N * T, -1, np.int32)]
-  tokens, group_id, branch_id, position, parent = fields
-  as_rows = types.Rows(*(f.reshape(N, T) for f in fields))
-  parts = split_all(sizes, T, shape.select_slots)
-  part_row, part_offset, used = first_fit(parts, T, shape.select_slots)
-  if used > N:
-    raise ValueError(
-      f'{len(groups)} groups of {sum(p.length for p in parts)} tokens need {used} rows of {T}, '
-      f'the shape has {N}: give more rows, or fewer groups a microbatch')
-  segments, arrays = [], []  # (group, branch, row, start, position, parent of first, first)
-  seen = set()
-  for part, row, offset in zip(parts, part_row.tolist(), part_offset.tolist(), strict=True):
-    g = groups[part.group]
-    P = g.trunk.size
-    segments.append((part.group, 0, row, offset, 0, -1, part.group not in seen))
-    arrays.append(g.trunk)
-    seen.add(part.group)
-    start = offset + P
-    for k in part.branches:
-      segments.append((part.group, k + 1, row, start, P, offset + P - 1, True))
-      arrays.append(g.branches[k])
-      start += g.branches[k].size
-  if not segments:
-    empty = np.zeros(0, np.int64)
-    return _Layout(as_rows, empty, empty, empty, empty, empty, empty.astype(bool))
-  group, branch, row, start, position0, parent0, first = np.array(segments, np.int64).T
-  length = np.array([a.size for a in arrays], np.int64)
-  head = np.cumsum(length) - length
-  within = np.arange(length.sum()) - np.repeat(head, length)
-  place = np.repeat(row * T + start, length) + within
-  items = np.array([g.item for g in groups], np.int64)
-  tokens[place] = _ids(arrays)
-  group_id[place] = np.repeat(items[group] + 1, length)
-  branch_id[place] = np.repeat(branch, length)
-  position[place] = np.repeat(position0, length) + within
-  parent[place] = np.repeat(start - 1, length) + within
-  parent[row * T + start] = parent0
-  return _Layout(as_rows, group, branch, row, start, length, first.astype(bool))
-
-
-def _select(wanted: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Slots of the True entries of `wanted` [N, T], in row order.
-
-  Returns:
-    `select` [N, M] row positions (0 where unused), and (row, slot) [used] of each wanted token in
-    the order of `np.nonzero(wanted)`.
-  """
-  count = wanted.sum(1)
-  if count.max(initial=0) > slots:
-    raise ValueError(f'a row has {count.max()} selected tokens, select_slots is {slots}')
-  row, column = np.nonzero(wanted)
-  slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
-  select = np.zeros((wanted.shape[0], slots), np.int32)
-  select[row, slot] = column
-  return select, row, slot
-
-
-def language_microbatch(items: Sequence[LanguageItem], shape: RowShape) -> types.LanguageBatch:
+def language_microbatch(
+  items: Sequence[LanguageItem], shape: RowShape, placed: Placement | None = None, own: Own = None
+) -> types.LanguageBatch:
   """Packs documents and demonstrations; every token with a weight is selected, once.
 
   Returns:
@@ -161,21 +89,26 @@ def language_microbatch(items: Sequence[LanguageItem], shape: RowShape) -> types
         f'{g.trunk.size} prompt and {sum(b.size for b in g.branches)} response tokens')
     if it.trunk_weight[0] != 0:
       raise ValueError(f'item {g.item}: the first token has no predecessor, its weight must be 0')
-  groups = [it.group for it in items]
-  layout = _lay_out(groups, [language_sizes(it) for it in items], shape)
-  weights = np.zeros((shape.rows, shape.row_length), np.float32)
-  for g, b, row, start, length in zip(
-      layout.group.tolist(), layout.branch.tolist(), layout.row.tolist(), layout.start.tolist(),
-      layout.length.tolist(), strict=True):
-    weights[row, start:start + length] = items[g].branch_weight if b else items[g].trunk_weight
-  select, row, slot = _select(weights != 0, shape.select_slots)
+  layout = _laid_out([it.group for it in items], lambda: [language_sizes(it) for it in items],
+                     shape, placed, own)
+  arrays = [items[g].branch_weight if b else items[g].trunk_weight for g, b in zip(
+    layout.group[layout.own].tolist(), layout.branch[layout.own].tolist())]
+  weights = np.zeros(shape.rows * shape.row_length, np.float32)
+  if arrays:
+    weights[layout.place] = np.concatenate(arrays)
+  weights = weights.reshape(shape.rows, shape.row_length)
+  row, column = np.nonzero(weights)
+  count = np.bincount(row, minlength=shape.rows)
+  check_slots(count, shape.select_slots)
+  slot = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
+  select = np.zeros((shape.rows, shape.select_slots), np.int32)
   weight = np.zeros((shape.rows, shape.select_slots), np.float32)
-  weight[row, slot] = weights[row, select[row, slot]]
+  select[row, slot], weight[row, slot] = column, weights[row, column]
   return types.LanguageBatch(layout.rows, select, weight)
 
 
 def score_microbatch(
-  groups: Sequence[Group], shape: RowShape
+  groups: Sequence[Group], shape: RowShape, placed: Placement | None = None, own: Own = None
 ) -> tuple[types.Rows, types.Gather]:
   """Packs given responses with every response token selected (log-probs, values, KL).
 
@@ -190,25 +123,24 @@ def score_microbatch(
     ValueError: a response is longer than R, or more rows are needed than `shape.rows`.
   """
   _check_response_length(groups, shape)
-  layout = _lay_out(groups, [score_sizes(g) for g in groups], shape)
+  layout = _laid_out(groups, lambda: [score_sizes(g) for g in groups], shape, placed, own)
   first = np.cumsum([0] + [len(g.branches) for g in groups])
   entry = first[layout.group] + layout.branch - 1
   return layout.rows, _whole_responses(layout, shape, entry, int(first[-1]))
 
 
-def _whole_responses(layout: _Layout, shape: RowShape, entry: np.ndarray, n: int) -> types.Gather:
+def _whole_responses(layout: Layout, shape: RowShape, entry: np.ndarray, n: int) -> types.Gather:
   """Every token of every branch, segment s going to entry `entry[s]` of n; trunks are left out."""
-  R, M = shape.response_length, shape.select_slots
-  select, _, _ = _select(layout.rows.branch > 0, M)
-  slot_of = np.cumsum(layout.rows.branch > 0, axis=1) - 1
+  R = shape.response_length
   responses = layout.branch > 0
-  row, start, to = layout.row[responses], layout.start[responses], entry[responses]
+  length, to = layout.length[responses], entry[responses]
+  select, first = select_runs(layout.row[responses], layout.start[responses], length, shape)
   steps = np.arange(R)
   mask = np.zeros((n, R), bool)
   index = np.zeros((n, R), np.int32)
   # A branch is selected whole, so its slots are consecutive.
-  mask[to] = steps < layout.length[responses][:, None]
-  index[to] = np.where(mask[to], (row * M + slot_of[row, start])[:, None] + steps, 0)
+  mask[to] = steps < length[:, None]
+  index[to] = np.where(mask[to], first[:, None] + steps, 0)
   return types.Gather(select, index, mask)
 
 
@@ -239,7 +171,8 @@ def _labels(
 
 
 def preference_microbatch(
-  items: Sequence[RankingItem | None], shape: RowShape
+  items: Sequence[RankingItem | None], shape: RowShape, placed: Placement | None = None,
+  own: Own = None,
 ) -> types.PreferenceBatch:
   """Packs ranked responses with every response token selected; margins are not read.
 
@@ -259,7 +192,7 @@ def preference_microbatch(
   present = np.array([g for g, it in enumerate(items) if it is not None], np.int64)
   groups = [it.group for it in items if it is not None]
   _check_response_length(groups, shape)
-  layout = _lay_out(groups, [score_sizes(g) for g in groups], shape)
+  layout = _laid_out(groups, lambda: [score_sizes(g) for g in groups], shape, placed, own)
   entry = present[layout.group] * K + layout.branch - 1
   gather = _whole_responses(layout, shape, entry, G * K)
   return types.PreferenceBatch(
@@ -267,7 +200,8 @@ def preference_microbatch(
 
 
 def ranking_microbatch(
-  items: Sequence[RankingItem | None], shape: RowShape
+  items: Sequence[RankingItem | None], shape: RowShape, placed: Placement | None = None,
+  own: Own = None,
 ) -> types.RankingBatch:
   """Packs ranked responses; the last token of each is selected.
 
@@ -282,23 +216,20 @@ def ranking_microbatch(
     ValueError: a prompt has more than K responses, `better` has another shape, or more rows are
       needed than `shape.rows`.
   """
-  G, K, M = len(items), shape.responses, shape.select_slots
+  G, K = len(items), shape.responses
   better, margin, weight = _labels(items, K)
   present = np.array([g for g, it in enumerate(items) if it is not None], np.int64)
   kept = [it for it in items if it is not None]
-  layout = _lay_out([it.group for it in kept], [ranking_sizes(it) for it in kept], shape)
+  layout = _laid_out([it.group for it in kept], lambda: [ranking_sizes(it) for it in kept], shape,
+                     placed, own)
   responses = layout.branch > 0
-  row = layout.row[responses]
-  last = layout.start[responses] + layout.length[responses] - 1
-  wanted = np.zeros((shape.rows, shape.row_length), bool)
-  wanted[row, last] = True
-  select, _, _ = _select(wanted, M)
-  slot_of = np.cumsum(wanted, axis=1) - 1
+  last = (layout.start + layout.length)[responses] - 1
+  select, slot = select_runs(layout.row[responses], last, np.ones_like(last), shape)
   entry = present[layout.group[responses]] * K + layout.branch[responses] - 1
   index = np.zeros((G * K, 1), np.int32)
   mask = np.zeros((G * K, 1), bool)
   length = np.zeros(G * K, np.int32)
-  index[entry, 0] = row * M + slot_of[row, last]
+  index[entry, 0] = slot
   mask[entry, 0] = True
   length[entry] = layout.length[responses]
   return types.RankingBatch(layout.rows, types.Gather(select, index, mask), better, margin,

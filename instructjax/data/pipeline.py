@@ -1,196 +1,62 @@
 """Batches as a function of the step.
 
 An order says which items step s takes; a loader deals them into microbatches, packs these into one
-of at most two static shapes, and returns numpy records. Nothing is kept between steps, so a resumed
-run asks for step s and gets what the first run got. Sizes count documents or prompts.
+of a few static shapes, and returns numpy records. Nothing is kept between steps, so a resumed run
+asks for step s and gets what the first run got, on however many processes: all of them compute the
+same places, and each may fill in only the rows that its own devices take (`shard`). Sizes count
+documents or prompts.
 """
 
 import abc
 import dataclasses
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from instructjax import types
 from instructjax.data import packing
+from instructjax.data.order import Order
 from instructjax.data.placement import (
   Group,
   LanguageItem,
+  Part,
+  Placement,
   RankingItem,
   RowShape,
   Sizes,
   choose_rows,
   language_sizes,
+  place_groups,
   ranking_sizes,
   round_up_rows,
-  rows_needed,
   score_sizes,
   split_group,
 )
+from instructjax.models.flops import Work
 
 Item = TypeVar('Item')
 Batch = TypeVar('Batch')
+Own = Bool[np.ndarray, 'N'] | None
+OwnRows = Callable[[int], Bool[np.ndarray, 'N']]
 
 # Batches looked at for the usual row counts: enough for a maximum that is seldom passed.
 _SCAN_ITEMS = 20_000
 _SCAN_STEPS = 256
-# Strata by length within which an epoch is shuffled.
-_STRATA = 32
 
 
-class Order(Protocol):
-  """Which items a step takes."""
+class Shard(NamedTuple):
+  """What one process makes of a batch.
 
-  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, 'B']:
-    """Item indexes of this step; fewer than `batch_size` only at the end of one pass."""
-
-  def steps(self, batch_size: int) -> int:
-    """Steps of one pass over the items, the last one rounded up."""
-
-
-def _check_step(step: int) -> None:
-  if step < 0:
-    raise ValueError(f'step {step} must not be negative')
-
-
-class Shuffled:
-  """All items in an order that is new in every epoch; batches run across epoch borders.
-
-  An epoch's order sorts the raw output of a counter-based generator, keyed by (seed, epoch): any
-  step is reached without the steps before it, and the order does not hang on a library version.
-  (grain's random-access shuffle is the same function, but took 0.8 ms an item for 100 items.)
-
-  Args:
-    n_items: how many.
-    seed: of all orders.
-    costs: of each item, tokens. With them each stretch of an epoch takes its share of short and of
-      long items, so that batches need about the same number of rows: the items are cut into up to
-      `_STRATA` strata by cost, each is shuffled, and all are passed through at an even pace.
+  Attributes:
+    record: of the whole batch's shapes; of its rows those that this process's devices take are
+      filled in, and the others 0. What is indexed by prompt or response is whole.
+    work: of the whole batch.
   """
 
-  def __init__(self, n_items: int, seed: int, costs: Sequence[int] | None = None):
-    if n_items < 1:
-      raise ValueError('no items to draw batches from: look into rejected.jsonl for why')
-    if not 0 <= seed < 2**64:
-      raise ValueError(f'seed {seed} must be in [0, 2**64)')
-    self.n_items, self._seed = n_items, seed
-    self._epochs: dict[int, np.ndarray] = {}
-    self._strata = None
-    if costs is not None:
-      if len(costs) != n_items:
-        raise ValueError(f'{len(costs)} costs of {n_items} items')
-      ranks = np.empty(n_items, np.int64)
-      ranks[np.argsort(np.asarray(costs), kind='stable')] = np.arange(n_items)
-      self._strata = ranks * min(_STRATA, n_items) // n_items
-
-  def _epoch(self, epoch: int) -> Int[np.ndarray, 'n']:
-    order = self._epochs.get(epoch)
-    if order is None:
-      raw = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).random_raw(self.n_items)
-      order = np.argsort(raw, kind='stable')
-      if self._strata is not None:
-        order = self._evenly(order, epoch)
-      # A batch looks at two neighbouring epochs; older ones are made again if asked for. One
-      # assignment, since a prefetch thread may read at the same time.
-      self._epochs = {e: o for e, o in self._epochs.items() if abs(e - epoch) <= 1} | {epoch: order}
-    return order
-
-  def _evenly(self, order: Int[np.ndarray, 'n'], epoch: int) -> Int[np.ndarray, 'n']:
-    """The order with its strata interleaved: each stretch has of each its share, give or take 1."""
-    strata = self._strata[order]
-    sizes = np.bincount(strata)
-    grouped = np.argsort(strata, kind='stable')
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    place = np.empty(len(order), np.int64)
-    place[grouped] = np.arange(len(order)) - np.repeat(starts, sizes)
-    # Where in its pace a stratum begins is drawn too, else an epoch would begin with the shortest.
-    raw = np.random.Philox(key=np.array([self._seed, epoch], np.uint64)).jumped()
-    phase = raw.random_raw(len(sizes)) / 2.0**64
-    return order[np.argsort((place + phase[strata]) / sizes[strata], kind='stable')]
-
-  def span(self, start: int, count: int) -> Int[np.ndarray, 'count']:
-    """Items at places `start .. start + count` of the endless sequence of epochs."""
-    pieces, end = [np.zeros(0, np.int64)], start + count
-    while start < end:
-      epoch, first = divmod(start, self.n_items)
-      last = min(first + end - start, self.n_items)
-      pieces.append(self._epoch(epoch)[first:last])
-      start += last - first
-    return np.concatenate(pieces)
-
-  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, 'B']:
-    """Exactly `batch_size` items."""
-    _check_step(step)
-    return self.span(step * batch_size, batch_size)
-
-  def steps(self, batch_size: int) -> int:
-    """Steps of an epoch, rounded up."""
-    return -(-self.n_items // batch_size)
-
-
-class Sequential:
-  """All items once in their own order (evaluation); the last batch may be short."""
-
-  def __init__(self, n_items: int):
-    if n_items < 1:
-      raise ValueError('no items to evaluate on: look into rejected.jsonl for why')
-    self.n_items = n_items
-
-  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, 'B']:
-    """At most `batch_size` items; a step after the pass is a ValueError."""
-    _check_step(step)
-    if step >= self.steps(batch_size):
-      raise ValueError(f'step {step}: {self.n_items} items make {self.steps(batch_size)} batches')
-    return np.arange(step * batch_size, min((step + 1) * batch_size, self.n_items))
-
-  def steps(self, batch_size: int) -> int:
-    """Steps of the one pass."""
-    return -(-self.n_items // batch_size)
-
-
-class Mixed:
-  """Two item lists in fixed shares, as indexes into `main + other`; each shuffled by itself.
-
-  Args:
-    n_main: length of the first list (demonstrations).
-    n_other: length of the second (pretraining documents).
-    other_fraction: share of the batch's items (documents, not tokens) that come from the second
-      list, in [0, 1). Where it is no whole number an early batch takes fewer and a later one more:
-      after s steps exactly floor(s * batch_size * other_fraction) were taken.
-    seed: of both orders.
-    costs: of all items, the second list's last; see `Shuffled`.
-  """
-
-  def __init__(self, n_main: int, n_other: int, other_fraction: float, seed: int,
-               costs: Sequence[int] | None = None):
-    if not 0 <= other_fraction < 1:
-      raise ValueError(f'other_fraction {other_fraction} must be in [0, 1)')
-    seeds = np.random.SeedSequence(seed).generate_state(2)
-    self.n_main = n_main
-    self.fraction = Fraction(other_fraction).limit_denominator(1_000_000)
-    mine, others = (None, None) if costs is None else (costs[:n_main], costs[n_main:])
-    self._main = Shuffled(n_main, int(seeds[0]), mine)
-    self._other = Shuffled(n_other, int(seeds[1]), others)
-
-  def _taken(self, step: int, batch_size: int) -> int:
-    return step * batch_size * self.fraction.numerator // self.fraction.denominator
-
-  def indices(self, step: int, batch_size: int) -> Int[np.ndarray, 'B']:
-    """Exactly `batch_size` items, those of the first list first."""
-    _check_step(step)
-    before, after = self._taken(step, batch_size), self._taken(step + 1, batch_size)
-    main = self._main.span(step * batch_size - before, batch_size - (after - before))
-    return np.concatenate([main, self.n_main + self._other.span(before, after - before)])
-
-  def steps(self, batch_size: int) -> int:
-    """Steps until the first list has been seen once, rounded up."""
-    share = 1 - self.fraction
-    return -(-self.n_main * share.denominator // (batch_size * share.numerator))
+  record: Any
+  work: Work
 
 
 def deal(costs: Float[np.ndarray, 'B'], microbatches: int, size: int) -> Int[np.ndarray, 'm size']:
@@ -220,6 +86,7 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     rows_multiple: row counts are multiples of this (data shards).
     row_shapes: the row counts of another loader, so that what was compiled for its batches serves
       these too; None chooses.
+    own_rows: N -> which rows of a microbatch this process's devices take, for `shard`; None: all.
 
   Attributes:
     row_shapes: the row counts that `batch` may return, increasing, at most five. All but the last
@@ -229,7 +96,7 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
   def __init__(
     self, items: Sequence[Item], sizes: Sequence[Sizes], order: Order, batch_size: int,
     microbatches: int, row_length: int, select_slots: int, rows_multiple: int,
-    row_shapes: tuple[int, ...] | None = None,
+    row_shapes: tuple[int, ...] | None = None, own_rows: OwnRows | None = None,
   ):
     if batch_size % microbatches:
       raise ValueError(f'batch_size {batch_size} must be a multiple of microbatches {microbatches}')
@@ -237,12 +104,14 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     self.batch_size, self.microbatches = batch_size, microbatches
     self.size = batch_size // microbatches
     self.row_length, self.select_slots = row_length, select_slots
+    self._own_rows = own_rows
     parts = [split_group(s, row_length, select_slots) for s in sizes]
     # A token is selected at most once, so with M >= T the slots never decide.
     slot_cost = 0.0 if select_slots >= row_length else 1 / select_slots
     self._parts = np.array([len(p) for p in parts])
     self._costs = np.array([sum(q.length / row_length + q.slots * slot_cost for q in p)
                             for p in parts])
+    self._work = np.array([_work(s, p) for s, p in zip(sizes, parts)])
     if row_shapes is not None:
       self.row_shapes = row_shapes
       return
@@ -253,7 +122,8 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
   def _scan(self) -> list[int]:
     steps = min(self.order.steps(self.batch_size), _SCAN_STEPS,
                 max(_SCAN_ITEMS // self.batch_size, 8))
-    return [self._rows(dealt) for step in range(steps) for dealt in self._deal(step)[1]]
+    return [self._place(indices[places[places >= 0]]).placed.rows
+            for indices, dealt in map(self._deal, range(steps)) for places in dealt]
 
   def _bound(self) -> int:
     """Rows that the costliest batch can need, whatever the order.
@@ -269,13 +139,14 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     dealt = costs[deal(costs, self.microbatches, self.size)].sum(1)
     return min(int(2 * dealt.max()) + 1, int(worst(self._parts, self.size).sum()))
 
-  def _deal(self, step: int) -> tuple[Int[np.ndarray, 'B'], list[np.ndarray]]:
+  def _deal(self, step: int) -> tuple[Int[np.ndarray, 'B'], Int[np.ndarray, 'm size']]:
+    """Item of each place in the batch, and the places of each microbatch."""
     indices = self.order.indices(step, self.batch_size)
-    return indices, [indices[places[places >= 0]] for places in
-                     deal(self._costs[indices], self.microbatches, self.size)]
+    return indices, deal(self._costs[indices], self.microbatches, self.size)
 
-  def _rows(self, dealt: np.ndarray) -> int:
-    return rows_needed([self.sizes[i] for i in dealt], self.row_length, self.select_slots)
+  def _place(self, dealt: Int[np.ndarray, 'size']) -> Placement:
+    return place_groups(
+      [self.sizes[i] for i in dealt.tolist()], self.row_length, self.select_slots)
 
   def indices(self, step: int) -> Int[np.ndarray, 'B']:
     """Item index of each place in the batch: `Rows.group` g is item `indices(step)[g - 1]`."""
@@ -287,22 +158,30 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
 
   def batch(self, step: int) -> Batch:
     """The numpy record of this step with its microbatch axis."""
-    indices, microbatches = self._deal(step)
-    needed = max(self._rows(dealt) for dealt in microbatches)
+    return self._made(step, None)
+
+  def shard(self, step: int) -> Shard:
+    """This process's part of `batch(step)`; the parts of all processes together are that."""
+    return Shard(self._made(step, self._own_rows), Work(*self._work[self.indices(step)].sum(0)))
+
+  def _made(self, step: int, own_rows: OwnRows | None) -> Batch:
+    indices, dealt = self._deal(step)
+    placements = [self._place(indices[places[places >= 0]]) for places in dealt]
+    needed = max(p.placed.rows for p in placements)
     rows = next((n for n in self.row_shapes if n >= needed), None)
     if rows is None:
       raise ValueError(f'step {step} needs {needed} rows, the loader has {self.row_shapes}: they '
                        'were chosen for other items')
-    places = deal(self._costs[indices], self.microbatches, self.size)
+    own = None if own_rows is None else own_rows(rows)
+    items = indices.tolist()
     return packing.stack_microbatches([
-      self._build([None if p < 0 else self._at(int(indices[p]), int(p)) for p in row], rows)
-      for row in places])
+      self._build([None if p < 0 else self._at(items[p], p) for p in places], rows, placed, own)
+      for places, placed in zip(dealt.tolist(), placements)])
 
   def placed(self, step: int) -> list[tuple[int, int]]:
     """(g, item index) of every item of the batch; g counts over all microbatches in their order."""
-    indices = self.indices(step)
-    places = deal(self._costs[indices], self.microbatches, self.size).ravel().tolist()
-    return [(g, int(indices[place])) for g, place in enumerate(places) if place >= 0]
+    indices, dealt = self._deal(step)
+    return [(g, int(indices[p])) for g, p in enumerate(dealt.ravel().tolist()) if p >= 0]
 
   def utilisation(self, steps: int) -> packing.Utilisation:
     """Mean over the first `steps` batches, of at most one pass."""
@@ -315,8 +194,18 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     return dataclasses.replace(item, group=group)
 
   @abc.abstractmethod
-  def _build(self, items: list[Item | None], rows: int) -> Batch:
-    """The record of one microbatch in `rows` rows; None is an empty place."""
+  def _build(self, items: list[Item | None], rows: int, placed: Placement, own: Own) -> Batch:
+    """The record of one microbatch in `rows` rows, of which `own` are filled in.
+
+    None is an empty place; `placed` is that of the others.
+    """
+
+
+def _work(sizes: Sizes, parts: Sequence[Part]) -> tuple[float, float, float, float]:
+  """`Work` of an item: what `flops.work_of` counts in the rows that hold it."""
+  P = sizes.trunk
+  pairs = len(parts) * P * (P + 1) / 2 + sum(R * P + R * (R + 1) / 2 for R in sizes.branches)
+  return (len(parts), len(parts) * P + sum(sizes.branches), pairs, sum(p.slots for p in parts))
 
 
 class LanguageLoader(PackedLoader[LanguageItem, types.LanguageBatch]):
@@ -324,15 +213,15 @@ class LanguageLoader(PackedLoader[LanguageItem, types.LanguageBatch]):
 
   def __init__(
     self, items: Sequence[LanguageItem], order: Order, *, batch_size: int, microbatches: int,
-    row_length: int, select_slots: int, rows_multiple: int,
+    row_length: int, select_slots: int, rows_multiple: int, own_rows: OwnRows | None = None,
   ):
     super().__init__(items, [language_sizes(it) for it in items], order, batch_size, microbatches,
-                     row_length, select_slots, rows_multiple)
+                     row_length, select_slots, rows_multiple, own_rows=own_rows)
 
-  def _build(self, items: list[LanguageItem | None], rows: int) -> types.LanguageBatch:
+  def _build(self, items, rows, placed, own) -> types.LanguageBatch:
     return packing.language_microbatch(
       [it for it in items if it is not None],
-      RowShape(rows, self.row_length, self.select_slots))
+      RowShape(rows, self.row_length, self.select_slots), placed, own)
 
 
 class RankingLoader(PackedLoader[RankingItem, types.RankingBatch]):
@@ -341,7 +230,7 @@ class RankingLoader(PackedLoader[RankingItem, types.RankingBatch]):
   def __init__(
     self, items: Sequence[RankingItem], order: Order, *, batch_size: int, microbatches: int,
     row_length: int, select_slots: int, rows_multiple: int, responses: int,
-    row_shapes: tuple[int, ...] | None = None,
+    row_shapes: tuple[int, ...] | None = None, own_rows: OwnRows | None = None,
   ):
     most = max((len(it.group.branches) for it in items), default=0)
     if most > responses:
@@ -349,11 +238,11 @@ class RankingLoader(PackedLoader[RankingItem, types.RankingBatch]):
                        'responses or set the prompt aside')
     self.responses = responses
     super().__init__(items, [ranking_sizes(it) for it in items], order, batch_size, microbatches,
-                     row_length, select_slots, rows_multiple, row_shapes)
+                     row_length, select_slots, rows_multiple, row_shapes, own_rows)
 
-  def _build(self, items: list[RankingItem | None], rows: int) -> types.RankingBatch:
-    return packing.ranking_microbatch(
-      items, RowShape(rows, self.row_length, self.select_slots, responses=self.responses))
+  def _build(self, items, rows, placed, own) -> types.RankingBatch:
+    return packing.ranking_microbatch(items, RowShape(
+      rows, self.row_length, self.select_slots, responses=self.responses), placed, own)
 
 
 class PreferenceLoader(PackedLoader[RankingItem, types.PreferenceBatch]):
@@ -369,16 +258,15 @@ class PreferenceLoader(PackedLoader[RankingItem, types.PreferenceBatch]):
   def __init__(
     self, items: Sequence[RankingItem], order: Order, *, batch_size: int, microbatches: int,
     row_length: int, select_slots: int, rows_multiple: int, responses: int, response_length: int,
-    ref_logprobs: Sequence[np.ndarray] | None = None,
+    ref_logprobs: Sequence[np.ndarray] | None = None, own_rows: OwnRows | None = None,
   ):
     self.responses, self.response_length = responses, response_length
     self._ref = ref_logprobs
     super().__init__(items, [score_sizes(it.group) for it in items], order, batch_size,
-                     microbatches, row_length, select_slots, rows_multiple)
+                     microbatches, row_length, select_slots, rows_multiple, own_rows=own_rows)
 
-  def batch(self, step: int) -> types.PreferenceBatch:
-    """The numpy record of this step with its microbatch axis."""
-    made = super().batch(step)
+  def _made(self, step: int, own_rows: OwnRows | None) -> types.PreferenceBatch:
+    made = super()._made(step, own_rows)
     if self._ref is None:
       return made
     ref = np.zeros((self.batch_size, self.responses), np.float32)
@@ -387,9 +275,9 @@ class PreferenceLoader(PackedLoader[RankingItem, types.PreferenceBatch]):
     return dataclasses.replace(
       made, ref_logprobs=ref.reshape(self.microbatches, self.size, self.responses))
 
-  def _build(self, items: list[RankingItem | None], rows: int) -> types.PreferenceBatch:
+  def _build(self, items, rows, placed, own) -> types.PreferenceBatch:
     return packing.preference_microbatch(items, RowShape(
-      rows, self.row_length, self.select_slots, self.responses, self.response_length))
+      rows, self.row_length, self.select_slots, self.responses, self.response_length), placed, own)
 
 
 class PromptLoader:
@@ -430,54 +318,3 @@ class PromptLoader:
     indices = np.pad(indices, (0, self.batch_size - len(indices)), constant_values=indices[0])
     return types.Prompts(self._tokens[indices], self._length[indices],
                          np.arange(self.batch_size, dtype=np.int32))
-
-
-def prefetch(
-  fn: Callable[[int], Batch], start_step: int, stop_step: int | None = None, depth: int = 2
-) -> Iterator[Batch]:
-  """Yields fn(start_step), fn(start_step + 1), ..., computed ahead by one thread.
-
-  An error in `fn` is raised at its step. Closing the generator ends the thread.
-
-  Args:
-    fn: for instance `loader.batch`.
-    start_step: first step.
-    stop_step: one past the last step; None for no end.
-    depth: results kept ready.
-  """
-  ready: queue.Queue = queue.Queue(maxsize=depth)
-  closed = threading.Event()
-
-  def put(entry) -> bool:
-    while not closed.is_set():
-      try:
-        ready.put(entry, timeout=0.1)
-        return True
-      except queue.Full:
-        continue
-    return False
-
-  def work():
-    step = start_step
-    while stop_step is None or step < stop_step:
-      try:
-        entry = (fn(step), None)
-      except Exception as error:  # handed to the consumer, which raises it
-        put((None, error))
-        return
-      if not put(entry):
-        return
-      step += 1
-    put(None)
-
-  thread = threading.Thread(target=work, name='prefetch', daemon=True)
-  thread.start()
-  try:
-    while (entry := ready.get()) is not None:
-      result, error = entry
-      if error is not None:
-        raise error
-      yield result
-  finally:
-    closed.set()
-    thread.join()

@@ -185,10 +185,23 @@ def suggest_slots(sizes: Sequence[Sizes], row_length: int, spare: float = 0.1) -
   return min(row_length, -(-needed // 8) * 8)
 
 
-def first_fit(
-  parts: Sequence[Part], row_length: int, select_slots: int
-) -> tuple[Int[np.ndarray, 'parts'], Int[np.ndarray, 'parts'], int]:
-  """Row and offset of each part, and the number of rows used; longest part first."""
+class Placed(NamedTuple):
+  """Row and offset of each part, and the number of rows used."""
+
+  row: Int[np.ndarray, 'parts']
+  offset: Int[np.ndarray, 'parts']
+  rows: int
+
+
+class Placement(NamedTuple):
+  """The parts of some groups, in their order, and where each goes."""
+
+  parts: Sequence[Part]
+  placed: Placed
+
+
+def first_fit(parts: Sequence[Part], row_length: int, select_slots: int) -> Placed:
+  """Fills rows one after the other, longest part first, each in the first row with room."""
   lengths = np.array([p.length for p in parts], np.int64)
   slots = np.array([p.slots for p in parts], np.int64)
   order = np.argsort(-(lengths / row_length + slots / max(select_slots, 1)), kind='stable')
@@ -204,17 +217,18 @@ def first_fit(
     row[p], offset[p] = r, row_length - free[r]
     free[r] -= length
     free_slots[r] -= slot
-  return row, offset, used
+  return Placed(row, offset, used)
 
 
-def split_all(sizes: Sequence[Sizes], row_length: int, select_slots: int) -> list[Part]:
-  """Parts of all groups, in order."""
-  return [p for g, s in enumerate(sizes) for p in split_group(s, row_length, select_slots, g)]
+def place_groups(sizes: Sequence[Sizes], row_length: int, select_slots: int) -> Placement:
+  """Where groups of these sizes go."""
+  parts = [p for g, s in enumerate(sizes) for p in split_group(s, row_length, select_slots, g)]
+  return Placement(parts, first_fit(parts, row_length, select_slots))
 
 
 def rows_needed(sizes: Sequence[Sizes], row_length: int, select_slots: int) -> int:
   """Rows that the builders will fill with groups of these sizes."""
-  return first_fit(split_all(sizes, row_length, select_slots), row_length, select_slots)[2]
+  return place_groups(sizes, row_length, select_slots).placed.rows
 
 
 def round_up_rows(n: int, multiple: int) -> int:

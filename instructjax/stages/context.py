@@ -5,16 +5,19 @@ import json
 import pathlib
 import shutil
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from instructjax import distributed, sharding, train_state
+from instructjax.data import border
 from instructjax.data.corpus import make_corpus
 from instructjax.data.items import Limits
 from instructjax.data.sources import Rejected
 from instructjax.data.tokenizer import Tokenizer, load_tokenizer
+from instructjax.display import say
 from instructjax.hooks import write_json_atomic
 from instructjax.models import attention, heads, presets
 from instructjax.models.transformer import ModelConfig
@@ -35,6 +38,7 @@ class Context:
     rejected: rows set aside while reading; stages add to it and write it.
     stopper: set by SIGTERM and SIGINT.
     profile: the steps to trace, or None.
+    borders: kinds of data whose border between prompt and response has been looked at.
   """
 
   config: Any
@@ -45,6 +49,7 @@ class Context:
   rejected: Rejected
   stopper: Stopper
   profile: ProfiledSteps | None = None
+  borders: set[str] = dataclasses.field(default_factory=set)
 
   def directory(self, stage: str) -> pathlib.Path:
     return self.workdir / stage
@@ -97,6 +102,17 @@ class Context:
       c.prompt_tokens if prompt is None else prompt,
       c.response_tokens if response is None else response,
       row_length, self.model(role).context, c.truncate_prompts)
+
+  def check_borders(self, what: str, pairs: Iterable[border.Pair]) -> None:
+    """Says, once for each kind of data, where the tokens of prompt + response are not those of the
+    running text; stages tokenise the same rows again."""
+    if what in self.borders:
+      return
+    self.borders.add(what)
+    report = border.examine(
+      self.tokenizer, list(pairs), self.config.tokenizer.checked_pairs)
+    for line in border.in_words(what, report):
+      say(line)
 
   def fresh(self, role: str, key: jax.Array, *, head_init: str = 'zero'):
     """New parameters of a role, in their shardings."""

@@ -1,13 +1,15 @@
 """DPO as a stage: rankings in, a policy out, no reward model (floor 8)."""
 
+import functools
+
 import jax
 import numpy as np
 
 from instructjax import config as config_lib
 from instructjax import sharding
 from instructjax.algorithms import dpo
-from instructjax.data import items
-from instructjax.data.pipeline import PreferenceLoader, Sequential, Shuffled
+from instructjax.data.order import Sequential, Shuffled
+from instructjax.data.pipeline import PreferenceLoader
 from instructjax.data.placement import score_sizes, suggest_slots
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
@@ -15,7 +17,7 @@ from instructjax.losses import preference
 from instructjax.metrics import Mean, compute_metrics, merge_metrics
 from instructjax.stages import training
 from instructjax.stages.context import Context
-from instructjax.stages.reward_model import load_rankings
+from instructjax.stages.reward_model import ranking_items
 
 REF_LOGPROBS = ('online', 'precomputed')
 
@@ -32,9 +34,7 @@ def check_config(name: str, c) -> None:
 
 
 def _make_items(ctx: Context, c, split: str):
-  return items.ranking_items(
-    ctx.tokenizer, load_rankings(ctx, c.rankings, split), ctx.limits('policy', c.row_length),
-    ctx.rejected, margin=0.0, drop_long_responses=ctx.config.limits.drop_long_responses)[0]
+  return ranking_items(ctx, c, split, ctx.limits('policy', c.row_length), 0.0)[0]
 
 
 def _loader(ctx: Context, c, found, order, *, batch_size, microbatches, responses, ref=None):
@@ -42,7 +42,8 @@ def _loader(ctx: Context, c, found, order, *, batch_size, microbatches, response
   return PreferenceLoader(
     found, order, batch_size=batch_size, microbatches=microbatches, row_length=c.row_length,
     select_slots=slots, rows_multiple=sharding.batch_shards(ctx.mesh), responses=responses,
-    response_length=ctx.config.limits.response_tokens, ref_logprobs=ref)
+    response_length=ctx.config.limits.response_tokens, ref_logprobs=ref,
+    own_rows=functools.partial(sharding.own_rows, ctx.mesh))
 
 
 class _HeldOut:
@@ -112,7 +113,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
       pair_divisor=c.pair_divisor),
     params={'policy': ctx.load(c.init, 'policy')}, frozen={'ref': ref} if sums is None else {},
     optimizers={'policy': c.optimizer},
-    build=lambda step: ({'preferences': loader.batch(step)}, None), steps=steps, extras={},
+    build=lambda step: ({'preferences': loader.shard(step)}, None), steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=(),
     shown=('dpo/loss', 'ranking/accuracy', 'grad_norm/policy', 'learning_rate/policy'),
     stop=lambda computed: None, validate_start=True, samples=list,

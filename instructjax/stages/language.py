@@ -1,14 +1,18 @@
 """Pretraining and supervised fine-tuning as stages: `pretrain`, `sft`, `rl_init` (floor 8)."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 
+from instructjax import config as config_lib
 from instructjax import sharding
 from instructjax.algorithms import language_model
 from instructjax.data import items
-from instructjax.data.pipeline import LanguageLoader, Mixed, Sequential, Shuffled
+from instructjax.data.border import Pair
+from instructjax.data.order import Mixed, Sequential, Shuffled
+from instructjax.data.pipeline import LanguageLoader
 from instructjax.data.placement import LanguageItem, language_sizes, suggest_slots
 from instructjax.evaluators.likelihood import LikelihoodEvaluator
 from instructjax.hooks import read_metrics
@@ -19,16 +23,24 @@ from instructjax.stages.context import Context
 
 def make_items(ctx: Context, c, examples: str, split: str):
   """Tokenised examples of a kind ('pretrain', 'demonstrations') and split."""
+  return _items_and_rows(ctx, c, examples, split)[0]
+
+
+def _items_and_rows(ctx: Context, c, examples: str, split: str):
+  """`make_items`, and the row that each comes from."""
   model = ctx.model('policy')
   if examples == 'pretrain':
     return items.document_items(
-      ctx.tokenizer, ctx.corpus.documents(split), min(c.row_length, model.context))[0]
+      ctx.tokenizer, ctx.corpus.documents(split), min(c.row_length, model.context))
   if examples == 'demonstrations':
     if c.unit not in ('token', 'response'):
       raise ValueError(f"unit {c.unit!r}: use 'token' or 'response'")
-    return items.demonstration_items(
+    found, rows = items.demonstration_items(
       ctx.tokenizer, ctx.corpus.demonstrations(split), ctx.limits('policy', c.row_length),
-      ctx.rejected, prompt_weight=c.prompt_loss, per_response=c.unit == 'response')[0]
+      ctx.rejected, prompt_weight=c.prompt_loss, per_response=c.unit == 'response')
+    ctx.check_borders(f'demonstrations ({split})', (
+      Pair(row.id, row.prompt, row.response) for row in rows))
+    return found, rows
   raise ValueError(f"examples {examples!r}: use 'pretrain' or 'demonstrations'")
 
 
@@ -44,7 +56,8 @@ def make_loader(
                         row_length)
   return LanguageLoader(
     found, order, batch_size=batch_size, microbatches=microbatches, row_length=row_length,
-    select_slots=slots, rows_multiple=sharding.batch_shards(ctx.mesh))
+    select_slots=slots, rows_multiple=sharding.batch_shards(ctx.mesh),
+    own_rows=functools.partial(sharding.own_rows, ctx.mesh))
 
 
 def held_out(ctx: Context, c, examples: str, split: str, count: int) -> LikelihoodEvaluator:
@@ -98,7 +111,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   trained = training.run(ctx, training.Stage(
     name=name, config=c, algorithm=algorithm, params={'policy': params}, frozen={},
     optimizers={'policy': c.optimizer},
-    build=lambda step: ({'examples': loader.batch(step)}, None), steps=steps, extras={},
+    build=lambda step: ({'examples': loader.shard(step)}, None), steps=steps, extras={},
     averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=every,
     shown=('language/loss', 'grad_norm/policy', 'learning_rate/policy'),
     stop=lambda computed: None, work=training.trained(model, 'examples'), validate_start=False,
@@ -107,18 +120,44 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
 
 
 def _mixture(ctx: Context, name: str, c):
-  """(items, their order, examples of an epoch) with the share of pretraining text mixed in.
+  """(items, their order, examples of an epoch), sources and pretraining text in their shares.
 
-  An epoch is one pass over the stage's own examples, so it takes 1 / (1 - share) as many.
+  An epoch is as many draws as the stage has examples of its own, besides the pretraining text: with
+  a share of that it takes 1 / (1 - share) as many.
   """
-  found = make_items(ctx, c, c.examples, 'train')
-  if not c.pretrain_share:
-    costs = [i.group.tokens for i in found]
-    return found, Shuffled(len(found), ctx.seed(name), costs), len(found)
-  text = [_weighted(i, c.pretrain_weight, c.unit) for i in make_items(ctx, c, 'pretrain', 'train')]
-  costs = [i.group.tokens for i in [*found, *text]]
-  order = Mixed(len(found), len(text), c.pretrain_share, ctx.seed(name), costs)
-  return [*found, *text], order, round(len(found) / (1 - c.pretrain_share))
+  lists, shares = _by_source(name, *_items_and_rows(ctx, c, c.examples, 'train'), c.source_weights)
+  own = sum(map(len, lists))
+  config_lib.require_range(f'{name}.pretrain_share', c.pretrain_share, 0.0, 1 - 1e-6)
+  if c.pretrain_share:
+    lists.append([_weighted(i, c.pretrain_weight, c.unit)
+                  for i in make_items(ctx, c, 'pretrain', 'train')])
+    shares = [share * (1 - c.pretrain_share) for share in shares] + [c.pretrain_share]
+  found = [item for part in lists for item in part]
+  costs = [i.group.tokens for i in found]
+  if len(lists) == 1:
+    return found, Shuffled(len(found), ctx.seed(name), costs), own
+  order = Mixed([len(part) for part in lists], shares, ctx.seed(name), costs)
+  return found, order, round(own / (1 - c.pretrain_share))
+
+
+def _by_source(name: str, found, rows, weights) -> tuple[list[list], list[float]]:
+  """The items of each weighted source, and its share; one list where no weights are given."""
+  if not weights:
+    return [list(found)], [1.0]
+  lists = {source: [] for source, _ in weights}
+  if len(lists) < len(weights):
+    raise ValueError(f'{name}.source_weights names a source twice: {tuple(weights)}')
+  for item, row in zip(found, rows, strict=True):
+    if row.source not in lists:
+      raise ValueError(f'{name}.source_weights has no weight for source {row.source!r}; it has '
+                       f'{", ".join(map(repr, lists))}')
+    lists[row.source].append(item)
+  empty = [source for source, part in lists.items() if not part]
+  if empty:
+    raise ValueError(f'{name}.source_weights names {", ".join(map(repr, empty))}, of which there '
+                     'is no usable row')
+  total = sum(weight for _, weight in weights)
+  return list(lists.values()), [weight / total for _, weight in weights]
 
 
 def _weighted(item: LanguageItem, weight: float, unit: str) -> LanguageItem:

@@ -9,7 +9,8 @@ from instructjax import config as config_lib
 from instructjax import sharding, train_state
 from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import items, rules
-from instructjax.data.pipeline import PromptLoader, Shuffled
+from instructjax.data.order import Shuffled
+from instructjax.data.pipeline import PromptLoader
 from instructjax.evaluators.policy import SampledResponses
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
@@ -164,7 +165,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   def build(step: int):
     streams = {'prompts': loader.batch(step)}
     if text is not None:
-      streams['pretrain'] = text.batch(step)
+      streams['pretrain'] = text.shard(step)
     rows = None
     if host_rows:
       chosen = [prompts.prompts[i] for i in loader.indices(step)]

@@ -1,12 +1,16 @@
 """The reward model as a stage: rankings in, a biased scalar model out (floor 8)."""
 
+import functools
+
 import numpy as np
 
 from instructjax import sharding
 from instructjax.algorithms.reward_model import make_reward_model
 from instructjax.checkpoint import Checkpoints
 from instructjax.data import items
-from instructjax.data.pipeline import RankingLoader, Sequential, Shuffled
+from instructjax.data.border import Pair
+from instructjax.data.order import Sequential, Shuffled
+from instructjax.data.pipeline import RankingLoader
 from instructjax.data.placement import ranking_sizes, suggest_slots
 from instructjax.data.records import Ranking
 from instructjax.data.sources import Rejected, read_rankings
@@ -32,11 +36,19 @@ def load_rankings(ctx: Context, source: str, split: str) -> list[Ranking]:
   return list(read_rankings(ctx.directory(source) / f'{split}.jsonl.gz', ctx.rejected))
 
 
+def ranking_items(ctx: Context, c, split: str, limits: items.Limits, margin: float):
+  """Tokenised rankings of a split, and the rows they come from."""
+  found, rows = items.ranking_items(
+    ctx.tokenizer, load_rankings(ctx, c.rankings, split), limits, ctx.rejected, margin=margin,
+    drop_long_responses=ctx.config.limits.drop_long_responses)
+  ctx.check_borders(f'responses of rankings ({c.rankings}, {split})', (
+    Pair(row.id, row.prompt, response) for row in rows for response in row.responses))
+  return found, rows
+
+
 def _make_items(ctx: Context, c, split: str):
   limits = ctx.limits('reward', c.row_length, c.prompt_tokens, c.response_tokens)
-  return items.ranking_items(
-    ctx.tokenizer, load_rankings(ctx, c.rankings, split), limits,
-    ctx.rejected, margin=c.margin, drop_long_responses=ctx.config.limits.drop_long_responses)
+  return ranking_items(ctx, c, split, limits, c.margin)
 
 
 def _held_out(ctx: Context, name: str, c):
@@ -59,7 +71,8 @@ def _loader(ctx: Context, c, found, order, *, batch_size, microbatches, response
     found, order, batch_size=batch_size, microbatches=microbatches, row_length=c.row_length,
     # A slot costs one product with the head's vector.
     select_slots=suggest_slots([ranking_sizes(i) for i in found], c.row_length, spare=1.0),
-    rows_multiple=sharding.batch_shards(ctx.mesh), responses=responses)
+    rows_multiple=sharding.batch_shards(ctx.mesh), responses=responses,
+    own_rows=functools.partial(sharding.own_rows, ctx.mesh))
 
 
 def demonstration_scores(ctx: Context, params, count: int) -> np.ndarray:
@@ -114,7 +127,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   state = training.run(ctx, training.Stage(
     name=name, config=c, algorithm=make_reward_model(model, pair_divisor=c.pair_divisor),
     params={'reward': params}, frozen={}, optimizers={'reward': c.optimizer},
-    build=lambda step: ({'rankings': loader.batch(step)}, None), steps=steps, extras={},
+    build=lambda step: ({'rankings': loader.shard(step)}, None), steps=steps, extras={},
     averaging=Averaging(c.ema_decay, 'step'), ema_roles=('reward',) if c.ema_decay else (),
     validate=validate, keep=(),
     shown=('ranking/loss', 'ranking/accuracy', 'grad_norm/reward', 'learning_rate/reward'),

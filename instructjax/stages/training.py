@@ -12,7 +12,8 @@ from instructjax import config as config_lib
 from instructjax import distributed, loop, optimizer, sharding, train_state
 from instructjax.algorithm import Algorithm
 from instructjax.checkpoint import Checkpoints
-from instructjax.data.pipeline import prefetch
+from instructjax.data.pipeline import Shard
+from instructjax.data.prefetch import prefetch
 from instructjax.display import Progress, sample_table, say
 from instructjax.hooks import MetricsWriter
 from instructjax.losses.policy import explained_variance
@@ -81,7 +82,7 @@ class Feed:
 
   Args:
     mesh: streams are split over its data and fsdp axes.
-    build: step -> (streams of numpy arrays, host rows or None).
+    build: step -> (streams of numpy arrays or `Shard`s of them, host rows or None).
     start, stop: steps.
   """
 
@@ -95,7 +96,8 @@ class Feed:
     streams, records = next(self._batches)
     batch = {}
     for name, stream in streams.items():
-      self._work[name] = self._work.get(name, Work()) + work_of(stream)
+      stream, work = stream if isinstance(stream, Shard) else (stream, work_of(stream))
+      self._work[name] = self._work.get(name, Work()) + work
       batch[name] = sharding.put_batch(self._mesh, stream, axis=0 if name == 'prompts' else 1)
     if records is not None:
       batch['records'] = records
