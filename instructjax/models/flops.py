@@ -81,7 +81,8 @@ def work_of(stream) -> Work:
     return Work(length.size, length.sum(), (length * (length + 1) / 2).sum())
   rows: Rows = stream.rows
   real = rows.group > 0
-  predicted = stream.weight if hasattr(stream, 'weight') else stream.gather.mask
+  # Rankings have a weight too, that of their labels.
+  predicted = stream.gather.mask if hasattr(stream, 'gather') else stream.weight
   return Work(
     float(np.count_nonzero(real & (rows.parent < 0))), float(np.count_nonzero(real)),
     float((rows.position[real].astype(np.float64) + 1).sum()), float(np.count_nonzero(predicted)))

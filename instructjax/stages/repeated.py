@@ -5,6 +5,7 @@ over labelers, labels that were turned. Row shapes and steps are fixed by the wh
 compiled step and one compiled evaluation serve all of them.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ from jaxtyping import Float
 from instructjax import loop, optimizer, sharding, train_state
 from instructjax.algorithms.reward_model import make_reward_model
 from instructjax.data import items as data_items
+from instructjax.data.order import Sequential, Shuffled
 from instructjax.data.packing import better_matrix
-from instructjax.data.pipeline import RankingLoader, Sequential, Shuffled
+from instructjax.data.pipeline import RankingLoader
 from instructjax.data.placement import ranking_sizes, suggest_slots
 from instructjax.data.records import Ranking
 from instructjax.display import Progress
@@ -120,7 +122,7 @@ class RepeatedRewardModel:
       items, order, batch_size=batch_size, microbatches=microbatches,
       row_length=self._c.row_length, select_slots=self._slots,
       rows_multiple=sharding.batch_shards(self._ctx.mesh), responses=self._responses,
-      row_shapes=row_shapes)
+      row_shapes=row_shapes, own_rows=functools.partial(sharding.own_rows, self._ctx.mesh))
 
   def _lengths(self, sheets) -> Float[np.ndarray, 'S K']:
     length = np.zeros((len(sheets), self._responses))
@@ -178,7 +180,7 @@ class RepeatedRewardModel:
       self._step_fn = loop.compile_step(
         self._algorithm, self._optimizers, self._schedules, self._averaging, state, {}, ctx.mesh)
     feed = training.Feed(
-      ctx.mesh, lambda step: ({'rankings': loader.batch(step)}, None), 0, self.steps)
+      ctx.mesh, lambda step: ({'rankings': loader.shard(step)}, None), 0, self.steps)
 
     def hook(step, state, metrics):
       del state, metrics
