@@ -1,8 +1,8 @@
 """Several processes as one job: start-up and agreement (floor 2); `watch` sees to its end.
 
 All processes run the same program with the same flags and make the same calls in the same order.
-Each holds the whole host side of a run, which is deterministic, and its own devices' part of the
-arrays; the first one writes. What needs no device goes through the coordination service of
+Each works out the whole host side of a run, which is deterministic, and holds its own devices' part
+of the arrays; the first one writes. What needs no device goes through the coordination service of
 `jax.distributed`, which process 0 holds.
 """
 

@@ -98,8 +98,8 @@ def _versions(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _devices(config: Any, counts: Sequence[int], hosts: Sequence[str]) -> Check:
-  seen = (f'{sum(counts)} of {jax.devices()[0].device_kind} in {len(counts)} processes on '
-          f'{len(set(hosts))} hosts')
+  seen = (f'hosts {len(set(hosts))}, processes {len(counts)}, devices {sum(counts)} '
+          f'({jax.devices()[0].device_kind})')
   if len(set(counts)) > 1:
     each = ', '.join(f'{count} on {host}' for count, host in zip(counts, hosts, strict=True))
     return Check('devices', False, each, 'give every process the same number of devices')

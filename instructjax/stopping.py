@@ -35,6 +35,7 @@ class Stopper:
   def __init__(self):
     self._requested = False
     self._holding = self._interruptible = False
+    self._asked = 0  # how often `should_stop` was called
     self._previous: dict[int, Any] = {}
     self._pipe: tuple[int, int] | None = None
     self._outer = -1  # where the bytes of an outer Stopper's signals go
@@ -115,6 +116,10 @@ class Stopper:
 
   def should_stop(self, step: int) -> bool:
     """Whether to save and leave after `step`; every process gets the same answer."""
+    del step
     if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
+      # JAX takes the next number that no process has asked with yet, so that a number which begins
+      # anew with each stage would pass it by.
+      self._asked += 1
+      return multihost_utils.reached_preemption_sync_point(self._asked)
     return self._requested

@@ -12,6 +12,7 @@
 #   INSTRUCTJAX_PYTHON   an interpreter with instructjax (else .venv of the checkout, made before:
 #                        compute nodes often cannot download)
 #   SILENCE_SECONDS      after how long a silent task is dead (default 100)
+#   SAVE_SECONDS         what the tasks have to save before the job is queued again (default 120)
 #
 #SBATCH --job-name=instructjax
 #SBATCH --ntasks-per-node=1
@@ -69,15 +70,18 @@ stop() {
 trap stop USR1
 
 "${step[@]}" &
-code=0
-wait "$!" || code=$?
-# A signal ends `wait` early; the step itself is still there.
-while [[ -n "$(jobs -pr)" ]]; do
+child="$!" code=0
+wait "$child" || code=$?
+if [[ -n "$stopping" ]]; then
+  # The signal ended `wait`; the step is still there. What does not save in time, as a stage that
+  # samples, has nothing to lose but its time.
+  deadline=$((SECONDS + ${SAVE_SECONDS:-120}))
+  while kill -0 "$child" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.5; done
   code=0
-  wait "$!" || code=$?
-done
-if [[ -n "$stopping" && "$code" == 0 ]]; then
-  printf 'slurm.sh: saved; the job is queued again\n'
-  exec scontrol requeue "$SLURM_JOB_ID"
+  if ! kill -0 "$child" 2>/dev/null; then wait "$child" || code=$?; fi
+  if ((code == 0)); then
+    printf 'slurm.sh: the job is queued again\n'
+    exec scontrol requeue "$SLURM_JOB_ID"
+  fi
 fi
 exit "$code"

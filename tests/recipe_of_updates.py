@@ -24,7 +24,10 @@ def get_config(checkpoint):
     dpo__init=checkpoint, dpo__ref=checkpoint, dpo__batch_size=8,
     ppo__init=checkpoint, ppo__ref=checkpoint, ppo__reward=checkpoint, ppo__batch_size=8,
     ppo__valid_prompts=8, ppo__valid_steps=0, ppo__ptx_ratio=1, ppo__minibatches=1,
+    ppo__rollout_slots=4, ppo__row_length=128,
     ppo__reward_functions=(('length', 0.1, 'recipe_of_updates:length'),)).unlock()
+  # Whole on every device while it samples, so that it is brought over from the others.
+  config.rules.generation = {**config.rules.policy, 'embed': None}
   for stage in STAGES:
     config[stage].train_steps = STEPS
     if 'train_epochs' in config[stage]:

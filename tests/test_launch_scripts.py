@@ -133,23 +133,26 @@ def test_slurm_refuses_tasks_that_leave_gpus_idle(machine):
   assert machine.run('slurm.sh', *JOB, **{**given, 'SLURM_NTASKS_PER_NODE': '8'}).returncode == 0
 
 
-def test_slurm_saves_before_the_limit_and_is_queued_again(machine, tmp_path):
-  """The step ends well once `scancel` has signalled it; the signal comes to the script."""
+@pytest.mark.parametrize(('ending', 'queued'), [
+  ('exit 0', True), ('exit 3', False), ('exec sleep 20', True)])
+def test_slurm_saves_before_the_limit_and_is_queued_again(ending, queued, machine, tmp_path):
+  """The step ends once `scancel` has signalled it, or not in time; the script has the signal."""
   ready, stopped = tmp_path / 'ready', tmp_path / 'stopped'
-  machine.add('srun', f'touch {ready}; while [[ ! -e {stopped} ]]; do sleep 0.05; done')
+  machine.add('srun', f'touch {ready}; while [[ ! -e {stopped} ]]; do sleep 0.05; done; {ending}')
   machine.add('scancel', f'touch {stopped}')
   machine.add('scontrol')
   process = subprocess.Popen(
-    ['bash', str(ROOT / 'launch' / 'slurm.sh'), *JOB], env=machine.environment(**SLURM),
-    stdout=subprocess.PIPE, text=True)
+    ['bash', str(ROOT / 'launch' / 'slurm.sh'), *JOB], env=machine.environment(
+      **SLURM, SAVE_SECONDS='2'), stdout=subprocess.PIPE, text=True)
   until = time.monotonic() + 30
   while not ready.exists() and time.monotonic() < until:
     time.sleep(0.05)
   process.send_signal(signal.SIGUSR1)
-  out, _ = process.communicate(timeout=30)
-  assert process.returncode == 0
-  assert machine.log()[1:] == ['scancel --signal=TERM 7.0', 'scontrol requeue 7']
-  assert 'queued again' in out
+  code = process.wait(timeout=30)
+  assert machine.log()[1:] == [
+    'scancel --signal=TERM 7.0', *['scontrol requeue 7'] * queued]
+  assert code == (0 if queued else 3)
+  assert ('queued again' in process.stdout.readline() + process.stdout.readline()) == queued
 
 
 # --- TPU -----------------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ import pytest
 import recipe_of_updates
 import small
 
-from instructjax import checkpoint
+from instructjax import stored
 from instructjax.hooks import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CLOCKS = ('tokens_per_second', 'model_tflops_per_second', 'seconds/')
+# Rows are as many as divide over the devices.
+LAYOUT = ('rollout/rows', 'rollout/row_slots', 'rollout/row_utilisation')
 
 
 def environment(**variables):
@@ -84,7 +86,7 @@ def assert_same_updates(found, reference, stages=recipe_of_updates.STAGES):
     for key, row in theirs.items():
       assert set(ours[key]) == set(row)
       for name, value in row.items():
-        if name != 'split' and not name.startswith(CLOCKS) and not np.isnan(value):
+        if name != 'split' and not name.startswith((*CLOCKS, *LAYOUT)) and not np.isnan(value):
           close(ours[key][name], value, f'{stage} {key} {name}')
     path = f'{stage}/checkpoints/{recipe_of_updates.STEPS}'
     a, b = (load_all(place / path, 'params') for place in (found, reference))
@@ -96,13 +98,13 @@ def load_all(path, item):
   """Every array of an item by name, on the first device."""
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   target = {}
-  for name, (shape, dtype) in checkpoint.describe(path, item).items():
+  for name, (shape, dtype) in stored.describe(path, item).items():
     *roles, last = name.split('/')
     level = target
     for role in roles:
       level = level.setdefault(role, {})
     level[last] = jax.ShapeDtypeStruct(shape, dtype, sharding=one)
-  loaded = checkpoint.load_item(path, item, target)
+  loaded = stored.load_item(path, item, target)
   return {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(loaded)}
 
 
@@ -123,7 +125,7 @@ def test_two_processes_fine_tune_as_one(start, tmp_path):
   (code, _, err), (codes, out, errs) = map(finish, begun)
   assert (code, codes) == (0, 0), err + errs
   assert_same_updates(places[2], places[1], ('sft',))
-  assert 'clocks' in out and '2 of cpu in 2 processes on 1 hosts' in out
+  assert 'clocks' in out and 'processes 2, devices 2 (cpu)' in out
   assert out.count('report: ') == 1, 'only the first process speaks'
   said = (places[2] / 'logs' / 'process-1.log').read_text()
   assert 'report: ' not in said and 'Traceback' not in said
@@ -223,7 +225,7 @@ def test_all_save_after_the_same_step_and_leave(tmp_path):
   assert code == 0, err
   assert time.monotonic() - began < 60
   assert 'run the same command to go on' in out
-  steps = checkpoint.checkpoint_steps(tmp_path / 'pretrain' / 'checkpoints')
+  steps = stored.checkpoint_steps(tmp_path / 'pretrain' / 'checkpoints')
   rows = read_metrics(tmp_path / 'pretrain' / 'metrics.jsonl')
   assert [r['step'] for r in rows if r['split'] == 'train'] == list(range(1, steps[-1] + 1))
 

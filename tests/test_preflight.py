@@ -18,7 +18,7 @@ def test_all_pass_here_and_leave_nothing(tmp_path, capsys):
   found = by_name(checks)
   assert set(found) == {
     'devices', 'versions', 'config', 'workdir', 'disk', 'clocks', 'collective'}
-  assert f'{jax.device_count()} of cpu in 1 processes' in found['devices'].seen
+  assert f'hosts 1, processes 1, devices {jax.device_count()} (cpu)' in found['devices'].seen
   assert '= 36 in' in found['collective'].seen
   assert list(workdir.iterdir()) == []
   out = capsys.readouterr().out

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from instructjax import workdir
 from instructjax.stopping import Stopped, Stopper
@@ -168,3 +170,18 @@ def test_without_locks_it_is_said_and_goes_on(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(workdir.fcntl, 'lockf', none)
   with workdir.claimed(tmp_path):
     assert 'has no locks' in capsys.readouterr().out
+
+
+def test_several_processes_ask_with_numbers_that_only_grow(monkeypatch):
+  """A stage begins its steps anew; JAX's notice is for the next number of all."""
+  asked = []
+
+  def reached(number):
+    asked.append(number)
+    return number == 3
+
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', reached)
+  stopper = Stopper()
+  assert [stopper.should_stop(step) for step in (6, 7, 1, 2)] == [False, False, True, False]
+  assert asked == [1, 2, 3, 4]
