@@ -54,7 +54,7 @@ def _miniature(c: ConfigDict) -> None:
   c.data.documents = 8_000
   c.data.valid_documents = 500
   c.data.panel = common.panel(prompts=3_000, labels_each=2)
-  c.tokenizer = ConfigDict({'kind': 'world'})
+  c.tokenizer = common.tokenizer('world')
   c.limits = common.limits(prompt_tokens=60, response_tokens=32)
   c.models = ConfigDict({
     'policy': common.model('tiny', context=96), 'reward': common.model('tiny', context=96)})
@@ -68,8 +68,7 @@ def _miniature(c: ConfigDict) -> None:
 def _files(c: ConfigDict, directory: str) -> None:
   c.needs = 'some minutes on 2 cores, 3 GiB of memory'
   c.data = real_text.data(directory)
-  c.tokenizer = ConfigDict(
-    {'kind': 'sentencepiece', 'vocab_size': 4096, 'max_characters': 20_000_000})
+  c.tokenizer = common.tokenizer('sentencepiece')
   c.limits = common.limits(prompt_tokens=384, response_tokens=384)
   c.models = ConfigDict({
     'policy': common.model('tiny', context=768), 'reward': common.model('tiny', context=768)})

@@ -10,6 +10,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from instructjax import config as config_lib
 from instructjax import pipeline
 
@@ -40,6 +41,8 @@ def test_a_recipe_builds(recipe, argument, tmp_path):
   with pytest.raises((AttributeError, KeyError), match='learning_rat'):
     config[config.stages[0]].learning_rat = 1.0
   assert config.title and config.needs
+  # Defaults stand in one place: a sub-config of its own making lacks what was added there since.
+  assert set(config.tokenizer) == set(common.tokenizer('world'))
   again = config_lib.from_json(config_lib.to_json(config))
   assert not config_lib.config_difference(config, again)
 
