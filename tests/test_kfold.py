@@ -102,7 +102,7 @@ def test_kfold_reports_in_the_papers_form(workdir):
     f'own groups {number}, held-out group {number}, mean and standard error of 4 runs '
     r'\(Ouyang et al. 2022: 72.4 \+- 0.4 % and 69.6 \+- 0.9 %\)', summary['result'])
   first = summary['sources'][0]
-  assert first['source'] == 'all sources' and first['labelers'] == 8
+  assert first['source'] == 'people' and first['labelers'] == 8
   for side in ('own', 'held_out'):
     assert first[side]['low'] <= first[side]['pooled'] <= first[side]['high']
     assert first[side]['runs'] == 4 and 0 < first[side]['longer'] < 1

@@ -100,7 +100,8 @@ def _results(ctx: Context, name: str, model: RepeatedRewardModel, plan, tables):
   baseline = dict.fromkeys(plan, longer)
   prompts = np.unique([row.prompt for row in rows], return_inverse=True)[1]
   found, table = [], []
-  for of in ('all sources', *sorted(set(source))):
+  names = sorted(set(source))
+  for of in ('all sources', *names) if len(names) > 1 else names:
     kept = np.ones(len(rows), bool) if of == 'all sources' else source == of
     entry = {'source': of, 'labelers': len({r.labeler for r, k in zip(rows, kept) if k})}
     accuracy = {side: [_share(tables[key], _of(part, side, kept)) for key, part in plan.items()]

@@ -7,7 +7,6 @@ prompts, against labels that nobody spoilt and against the noiseless judge.
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 
@@ -100,7 +99,7 @@ class _Study:
     """Two reward models: with bad labelers among the others, without whom the detector names."""
     people = sorted({row.labeler for row in self.model.rows})
     rng = np.random.default_rng((seed, 0xBAD1))
-    bad = set(rng.permutation(people)[:math.ceil(share * len(people))].tolist())
+    bad = set(rng.permutation(people)[:round(share * len(people))].tolist())
     rows = panel.poison(self.model.rows, bad, self._c.bad_kind, seed)
     train = np.flatnonzero(~self._held[seed])
     told = reliability.estimate(judgements([rows[i] for i in train]))
