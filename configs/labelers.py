@@ -47,13 +47,13 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def _miniature(c: ConfigDict) -> None:
-  c.needs = 'about 8 minutes on a core, 2 GiB of memory'
+  c.needs = 'some minutes on 2 cores, 2 GiB of memory'
   c.data = quickstart.data()
   c.data.kind = 'panel'
   c.data.labelers = 20
-  c.data.documents = 8_000
+  c.data.documents = 4_000
   c.data.valid_documents = 500
-  c.data.panel = common.panel(prompts=3_000, labels_each=2)
+  c.data.panel = common.panel(prompts=1_500, labels_each=2)
   c.tokenizer = common.tokenizer('world')
   c.limits = common.limits(prompt_tokens=60, response_tokens=32)
   c.models = ConfigDict({
