@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -120,5 +121,7 @@ def _work(config, workdir: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
+  # Until `Stopper` takes over, nothing has begun.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
   flags.mark_flags_as_required(['config', 'workdir'])
   app.run(main)

@@ -117,6 +117,16 @@ def test_tensorboard_gets_what_it_lacks(tmp_path):
     assert _events(tmp_path) == [(1, 'train/a', 1.0)]
 
 
+def test_a_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
+  now = iter(range(10_000, 0, -100))
+  monkeypatch.setattr(events.time, 'time', lambda: float(next(now)))
+  for resume_step, steps in ((None, (1, 2, 3)), (2, (3, 4))):
+    with _writer(tmp_path, resume_step=resume_step, tensorboard=True) as writer:
+      for step in steps:
+        writer.write(step, 'train', {'a': step})
+  assert _events(tmp_path) == [(step, 'train/a', step) for step in (1, 2, 3, 4)]
+
+
 def test_a_line_that_is_owed_is_dropped_though_its_step_is_kept(tmp_path):
   with _writer(tmp_path, tensorboard=True) as writer:
     for split in ('train', 'valid'):

@@ -1,5 +1,8 @@
 """metrics: the reduction is the type."""
 
+import functools
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +96,23 @@ def test_merging_keeps_what_one_side_has_and_refuses_two_reductions():
   assert one == {'a': Mean(1.0, 1.0)}
   with pytest.raises(TypeError, match="'a' is reduced in two ways: Mean and Max"):
     metrics.merge_metrics(one, {'a': Max(1.0)})
+
+
+def test_packed_metrics_are_json_and_come_back_to_the_last_bit():
+  kinds = {
+    'mean': Mean(np.float32(0.1), np.float32(3)), 'max': Max(np.float32(-np.inf)),
+    'min': Min(np.float32(np.nan)), 'last': Last(np.int32(7))}
+  packed = json.loads(json.dumps(metrics.pack_metrics(kinds), allow_nan=False))
+  back = metrics.unpack_metrics(packed)
+  for name, metric in kinds.items():
+    assert type(back[name]) is type(metric)
+    for a, b in zip(jax.tree.leaves(back[name]), jax.tree.leaves(metric), strict=True):
+      np.testing.assert_array_equal(a, b)
+      assert a.dtype == b.dtype
+  # Carried over a stop, a mean goes on where it was.
+  third = np.float32(1) / np.float32(3)
+  ones = [{'x': Mean(third, np.float32(1))} for _ in range(5)]
+  straight = functools.reduce(metrics.merge_metrics, ones, {})
+  carried = metrics.unpack_metrics(metrics.pack_metrics(
+    functools.reduce(metrics.merge_metrics, ones[:2], {})))
+  assert functools.reduce(metrics.merge_metrics, ones[2:], carried) == straight

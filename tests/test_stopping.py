@@ -143,6 +143,13 @@ def test_a_killed_run_leaves_no_lock(held):
     assert f'process {os.getpid()} on' in (path / workdir.LOCK).read_text()
 
 
+def test_the_other_processes_of_a_job_take_no_lock(held, monkeypatch):
+  path, _ = held
+  monkeypatch.setattr(workdir.distributed, 'is_first', lambda: False)
+  with workdir.claimed(path):
+    pass
+
+
 def test_the_lock_is_given_back(tmp_path):
   for _ in range(2):
     with workdir.claimed(tmp_path / 'new'):
