@@ -6,6 +6,7 @@ What the recipe's reward model would make of labelers it never saw: Ouyang et al
 import numpy as np
 
 from instructjax import config as config_lib
+from instructjax import distributed
 from instructjax.display import Progress
 from instructjax.evaluators import folds as folds_lib
 from instructjax.evaluators.bootstrap import Interval, pooled_interval
@@ -45,11 +46,14 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   with Progress(name, len(plan) * model.steps, 0) as progress:
     for number, ((seed, fold), part) in enumerate(plan.items()):
       path = directory / f'{seed}-{fold}.npy'
-      if not path.exists():
+      if not distributed.from_first(path.exists()):
         params = model.train(
           model.rows, part.train, seed, f'seed {seed} without group {fold}',
           StepCounter(progress, number * model.steps))
-        _save(path, model.scores(params))
+        scores = model.scores(params)
+        if distributed.is_first():
+          _save(path, scores)
+        distributed.written_by_first(path)
       tables[seed, fold] = model.told(np.load(path), model.rows)
       progress.update((number + 1) * model.steps, metrics=_accuracies(tables[seed, fold], part))
   return _results(ctx, name, model, plan, tables)

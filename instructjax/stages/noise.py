@@ -11,6 +11,7 @@ import json
 import numpy as np
 
 from instructjax import config as config_lib
+from instructjax import distributed
 from instructjax.data.corpus import PanelCorpus
 from instructjax.data.labels import judgements
 from instructjax.data.miniature import panel
@@ -50,7 +51,7 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   study = _Study(ctx, name, c, RepeatedRewardModel(ctx, name, settings, load_rows(
     ctx, settings, ())))
   path = ctx.directory(name) / 'arms.json'
-  arms = json.loads(path.read_text()) if path.exists() else {}
+  arms = distributed.from_first(json.loads(path.read_text()) if path.exists() else {})
   wanted = [(seed, *arm) for seed in range(1, c.seeds + 1) for arm in (
     *(('flipped', rate) for rate in c.flip_rates), *(('bad', share) for share in c.bad_shares))]
   with Progress(name, (len(wanted) + c.seeds * len(c.bad_shares)) * study.model.steps, 0) as bar:
