@@ -164,6 +164,45 @@ def tracking() -> ConfigDict:
   return c
 
 
+def plan(
+  *, devices: int, device: str, documents: int, document_tokens: tuple, demonstrations: int,
+  demonstration_tokens: tuple, rankings: int, ranking_tokens: tuple, prompts: int,
+  prompt_tokens: tuple, sampled_tokens: tuple, ranking_responses: tuple = (4, 9),
+) -> ConfigDict:
+  """What `python -m instructjax.plan` goes by. Nothing of it changes a run.
+
+  Args:
+    devices, device: to plan for.
+    documents, demonstrations, rankings, prompts: rows of each kind that are trained on.
+    *_tokens: mean and standard deviation of their lengths, special tokens included; two pairs,
+      prompt and response, of demonstrations and rankings. `sampled_tokens` are the responses of
+      the policy.
+    ranking_responses: fewest and most responses of a ranking.
+  """
+  c = ConfigDict()
+  # Devices, of those in `instructjax/plan/devices.py`; a --topology stands before both.
+  c.devices, c.device = devices, device
+  # Assumption: the share of the peak FLOP/s that training and scoring reach on filled rows.
+  c.flop_utilisation = 0.4
+  # Assumption: the share of the memory's bandwidth that sampling reaches.
+  c.bandwidth_utilisation = 0.6
+  # Share of the memory that is to stay free.
+  c.memory_margin = 0.05
+  # Assumption: US dollars for an hour of a device, on demand at list price; look up your own.
+  c.price_per_device_hour = ConfigDict({
+    'v4': 3.22, 'v5e': 1.20, 'v5p': 4.20, 'v6e': 2.70, 'a100-40': 3.67, 'a100-80': 5.07,
+    'h100': 11.06, 'h200': 10.85, 'cpu': 0.0})
+  # Tokens of the vocabulary where the tokenizer's config does not say (`tokenizer.vocab_size`).
+  c.vocab_size = placeholder(int)
+  c.documents, c.document_tokens = documents, document_tokens
+  c.demonstrations = demonstrations
+  c.demonstration_prompt_tokens, c.demonstration_response_tokens = demonstration_tokens
+  c.rankings, c.ranking_responses = rankings, ranking_responses
+  c.ranking_prompt_tokens, c.ranking_response_tokens = ranking_tokens
+  c.prompts, c.prompt_tokens, c.sampled_tokens = prompts, prompt_tokens, sampled_tokens
+  return c
+
+
 def optimizer(peak: float, *, shape: str = 'cosine') -> ConfigDict:
   """Adam for one role."""
   c = ConfigDict()
@@ -208,6 +247,9 @@ def language(
   c = _training('language')
   # 'pretrain' text or 'demonstrations'.
   c.examples = examples
+  # Which of `models` is trained: 'policy', or 'reward' where the reward model has another size
+  # than the policy and so needs a language model of its own to start from.
+  c.network = 'policy'
   # Where the parameters come from: a stage's name, the path of a checkpoint, None = fresh.
   c.init = placeholder(str) if init is None else init
   # Documents or demonstrations in a batch; and tokens in a packed row.

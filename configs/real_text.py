@@ -141,6 +141,12 @@ def get_config(arg: str = '') -> ConfigDict:
   c.evaluate.models = ConfigDict({
     'base': ('pretrain', None), 'rl_init': ('rl_init', None), 'ppo_ptx': ('ppo', None),
     'ppo_ptx_raw': ('ppo', 'params')})
+  # Of the data of the docstring, as far as they are within the limits.
+  c.plan = common.plan(
+    devices=1, device='cpu', documents=1_600, document_tokens=(1722.0, 904.0),
+    demonstrations=9_400, demonstration_tokens=((57.4, 33.6), (75.1, 56.5)),
+    rankings=16_900, ranking_tokens=((147.0, 241.0), (139.0, 201.0)), ranking_responses=(2, 3),
+    prompts=7_800, prompt_tokens=(42.3, 36.4), sampled_tokens=(90.0, 50.0))
   if arg.test:
     _shrink(c)
   return c

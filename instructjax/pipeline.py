@@ -52,11 +52,12 @@ SOURCES = {
 }
 
 CHECKS = {
-  'dpo': dpo.check_config, 'kfold': kfold.check_config, 'noise': noise.check_config}
+  'language': language.check_config, 'dpo': dpo.check_config, 'kfold': kfold.check_config,
+  'noise': noise.check_config}
 
 # What may differ when a run goes on in its directory. All other fields are fixed: those of a stage
 # once it has begun, those that all stages share from the start.
-MAY_CHANGE = ('stages', 'tracking', 'title', 'needs')
+MAY_CHANGE = ('stages', 'tracking', 'title', 'needs', 'plan')
 # The same, of a stage that has begun: what extends it, and what only says when to look and save.
 DURATIONS = ('train_steps', 'train_epochs')
 STAGE_MAY_CHANGE = (*DURATIONS, 'log_steps', 'valid_steps', 'checkpoint_steps', 'timing_steps')
@@ -77,20 +78,29 @@ def check(config, workdir: pathlib.Path) -> None:
   for number, name in enumerate(config.stages):
     if name not in known:
       raise ValueError(f'config.stages names {name!r}, which has no sub-config; there are {known}')
-    kind = config[name].kind
-    if kind not in KINDS:
-      raise ValueError(f'config.{name}.kind {kind!r} is none of {", ".join(KINDS)}')
     if name in config.stages[:number]:
       raise ValueError(f'config.stages names {name!r} twice')
-    if kind == 'ppo':
-      ppo.check_config(name, config[name], config.limits)
-    if kind in CHECKS:
-      CHECKS[kind](name, config[name])
-    if kind in ('kfold', 'noise') and config[name].settings not in known:
+    check_stage(config, name)
+    if config[name].kind in ('kfold', 'noise') and config[name].settings not in known:
       raise ValueError(f'config.{name}.settings {config[name].settings!r} is no sub-config of a '
                        'reward model')
     for field, source in _sources(config, name):
       _check_source(config, workdir, number, f'config.{name}.{field}', source, known)
+
+
+def check_stage(config, name: str) -> None:
+  """Refuses a stage whose own fields cannot work.
+
+  Raises:
+    ValueError: names the field.
+  """
+  kind = config[name].kind
+  if kind not in KINDS:
+    raise ValueError(f'config.{name}.kind {kind!r} is none of {", ".join(KINDS)}')
+  if kind == 'ppo':
+    ppo.check_config(name, config[name], config.limits)
+  if kind in CHECKS:
+    CHECKS[kind](name, config[name])
 
 
 def _known(config) -> list[str]:

@@ -65,31 +65,54 @@ def make_state(
   The parameters are copied: the step donates its state, the caller keeps its own.
   """
   rep = sharding.replicated(mesh)
-  shardings = jax.tree.map(lambda x: x.sharding, params)
-  copy = jax.jit(lambda p: jax.tree.map(jnp.copy, p), out_shardings=shardings)
-  opt_state = {}
-  for role, optimizer in optimizers.items():
-    shapes = jax.eval_shape(optimizer.init, params[role])
-    opt_shardings = optax.tree_map_params(
-      optimizer, lambda _, s: s, shapes, shardings[role], transform_non_params=lambda _: rep)
-    opt_state[role] = jax.jit(optimizer.init, out_shardings=opt_shardings)(params[role])
-  averaged = {role: params[role] for role in ema_roles}
-  ema_shardings = {role: shardings[role] for role in ema_roles}
+  target = shardings_of(abstract_state(
+    params, optimizers, ema_roles=ema_roles, extras=extras, mesh=mesh))
+
+  def copy(tree, shardings):
+    return jax.jit(lambda p: jax.tree.map(jnp.copy, p), out_shardings=shardings)(tree)
+
   return TrainState(
     step=jax.device_put(jnp.int32(0), rep),
-    params=copy(params),
-    opt_state=opt_state,
-    ema=jax.jit(lambda p: jax.tree.map(jnp.copy, p), out_shardings=ema_shardings)(averaged),
+    params=copy(params, target.params),
+    opt_state={
+      role: jax.jit(optimizer.init, out_shardings=target.opt_state[role])(params[role])
+      for role, optimizer in optimizers.items()},
+    ema=copy({role: params[role] for role in ema_roles}, target.ema),
     extras=jax.device_put({k: jnp.float32(v) for k, v in extras.items()}, rep),
     bad_step=jax.device_put(jnp.int32(-1), rep),
   )
 
 
-def shardings_of(state: TrainState) -> TrainState:
+def abstract_state(
+  params: dict, optimizers: Mapping[str, optax.GradientTransformation], *, ema_roles: tuple,
+  extras: dict, mesh: Mesh,
+) -> TrainState:
+  """Shapes, dtypes and shardings of what `make_state` makes; those of `params` suffice."""
+  rep = sharding.replicated(mesh)
+  params = abstract_of(params)
+
+  def opt_state(role, optimizer):
+    shapes = jax.eval_shape(optimizer.init, params[role])
+    shardings = optax.tree_map_params(
+      optimizer, lambda _, s: s, shapes, shardings_of(params[role]),
+      transform_non_params=lambda _: rep)
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+  scalar = lambda dtype: jax.ShapeDtypeStruct((), dtype, sharding=rep)  # noqa: E731
+  return TrainState(
+    step=scalar(jnp.int32), params=params,
+    opt_state={role: opt_state(role, o) for role, o in optimizers.items()},
+    ema={role: params[role] for role in ema_roles},
+    extras={name: scalar(jnp.float32) for name in extras}, bad_step=scalar(jnp.int32))
+
+
+def shardings_of(state: Any) -> Any:
+  """Shardings of a state, or of any tree of arrays or shapes."""
   return jax.tree.map(lambda x: x.sharding, state)
 
 
-def abstract_of(state: TrainState) -> TrainState:
-  """Shapes, dtypes and shardings of a state."""
+def abstract_of(state: Any) -> Any:
+  """Shapes, dtypes and shardings of a state, or of any tree of arrays."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

@@ -8,8 +8,8 @@ import pytest
 from checking import load, mutant
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from instructjax.benchmarks import collectives
-from instructjax.benchmarks.collectives import Traffic
+from instructjax import collectives
+from instructjax.collectives import Traffic
 
 SPLIT, WHOLE = PartitionSpec('d'), PartitionSpec()
 
@@ -120,27 +120,45 @@ def test_gradients_of_split_data_are_summed_once():
 
 
 @pytest.mark.parametrize(('kind', 'old', 'new'), [
-  ('a loop counts once', 'times * int(trip_count[1]) if trip_count else times', 'times'),
-  ('an unknown loop is not told', 'known and trip_count is not None', 'known'),
+  ('a loop counts once', 'times * (unknown if i.trip_count is None else i.trip_count)', 'times'),
+  ('an unknown loop is not told', 'known and i.trip_count is not None', 'known'),
   ('a pair counts twice', "removesuffix('-start')", "removesuffix('-start').removesuffix('-done')"),
   ('starts do not count', "removesuffix('-start')", "removesuffix('')"),
   ('a start has its operands twice', "if instruction.opcode.endswith('-start') else whole",
    'if False else whole'),
   ('the first operand alone', "(?:,|$)', re.sub(", "(?:,)', re.sub("),
-  ('a scatter counts its share', "if kind != 'all-gather'", 'if False'),
+  ('a scatter counts its share', "if instruction.kind != 'all-gather'", 'if False'),
   ('bits for bytes', 'return bits // 8', 'return bits'),
   ('calls are not followed', 'body|calls|to_apply', 'body|to_apply'),
   ('loops are not followed', 'body|calls', 'calls'),
 ])
 def test_a_fault_in_the_counting_shows(kind, old, new):
-  broken = mutant('benchmarks.collectives', old, new).traffic
+  broken = mutant('collectives', old, new).traffic
   with pytest.raises((AssertionError, ValueError)):
     check_real_program(broken)
     check_pairs(broken)
 
 
+def test_loops_of_unknown_length_share_the_rounds():
+  """Two of them in a row, and one in another, which stays at one round."""
+  def body(x):
+    def shrinks(f):
+      return lambda x: jax.lax.while_loop(lambda x: (x > 1e-3).any(), lambda x: f(x * 0.1), x)
+
+    return shrinks(lambda x: shrinks(ring)(ring(ring(x))))(shrinks(ring)(x))
+
+  split = jax.shard_map(
+    body, mesh=mesh(), in_specs=SPLIT, out_specs=SPLIT, check_vma=False)
+  text = jax.jit(split).lower(jnp.ones(64)).compile().as_text()
+  for rounds, part in ((1, 1), (2, 1), (20, 10)):
+    # A ring, and two with one that an inner loop runs.
+    count = part + 3 * part
+    found = collectives.traffic(text, rounds=rounds)
+    assert found == {'collective-permute': Traffic(count, count * 8 * 4, count)}
+
+
 def test_what_cannot_be_counted_is_refused():
   with pytest.raises(ValueError, match='no HLO module with an ENTRY'):
-    load('benchmarks.collectives').traffic('nothing')
+    load('collectives').traffic('nothing')
   with pytest.raises(ValueError, match='ar: operand elsewhere is not in its computation'):
     collectives.traffic(PAIRS.replace('all-reduce-start(%a)', 'all-reduce-start(%elsewhere)'))

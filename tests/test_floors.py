@@ -23,9 +23,9 @@ FLOORS = (
   ('optimizer', 'train_state', 'algorithm', 'train_step'),
   ('algorithms.*',),
   ('manifest', 'stored', 'inspection', 'checkpoint', 'evaluators.*', 'events', 'hooks',
-   'stopping', 'workdir', 'profiling', 'report'),
+   'stopping', 'workdir', 'profiling', 'collectives', 'simulated', 'report'),
   ('loop',),
-  ('stages.*', 'pipeline', 'preflight', '__main__', 'plan', 'benchmarks.*', 'labelers'),
+  ('stages.*', 'pipeline', 'preflight', '__main__', 'plan.*', 'benchmarks.*', 'labelers'),
 )
 
 

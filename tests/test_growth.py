@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from instructjax import simulated
 from instructjax.benchmarks import __main__ as command
-from instructjax.benchmarks import growth, growth_table, simulated, work
+from instructjax.benchmarks import growth, growth_table, work
 from instructjax.benchmarks.work import Shape, Size
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')

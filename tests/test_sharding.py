@@ -17,10 +17,9 @@ import pytest
 from checking import assert_close
 
 from configs import common
-from instructjax import loop, sharding, train_state, tree
+from instructjax import collectives, loop, sharding, train_state, tree
 from instructjax.algorithms import dpo, language_model, ppo, rollout
 from instructjax.algorithms.reward_model import make_reward_model
-from instructjax.benchmarks import collectives
 from instructjax.data.order import Sequential
 from instructjax.data.pipeline import LanguageLoader, PreferenceLoader, PromptLoader, RankingLoader
 from instructjax.data.placement import Group, LanguageItem, RankingItem

@@ -1,5 +1,6 @@
 """`collect` of on-policy methods: sample, reward, score (floor 5)."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from instructjax import distributed, generation, scoring, sharding
 from instructjax.algorithms import ppo
@@ -14,6 +16,7 @@ from instructjax.data import episodes
 from instructjax.metrics import Mean
 from instructjax.models.transformer import ModelConfig
 from instructjax.sampling import Sampling
+from instructjax.types import Gather, Rows
 
 
 class ModelReward(NamedTuple):
@@ -65,28 +68,116 @@ def function_scores(part: FunctionReward, rows, samples, decode: Callable) -> np
   return distributed.shared_out(len(rows), score)
 
 
-def _make_layout(
-  settings: ppo.PPOSettings, response_tokens: int, mesh: Mesh, row_length: int | None
-) -> Callable:
-  """(prompts, samples, lengths) -> the splits' episodes in rows; see `make_collect`."""
-  split = sharding.batch_sharding(mesh, 1)
-  by_maximum = jax.jit(
-    lambda *given: ppo.lay_out_whole(settings, *given), out_shardings=split)
-  by_length = jax.jit(lambda *given: ppo.fill_places(settings, *given), out_shardings=split)
+class Programs(NamedTuple):
+  """The compiled pieces of a rollout, in their order.
 
-  def packed(prompts, samples, lengths):
+  Attributes:
+    sample: (policy, prompts, key) -> (samples, [3, n] prompt lengths, response lengths, items)
+    lay_out: (prompts, samples) -> (rows, gather), one episode a row, or (places, prompts, samples)
+      -> rows, where they are packed by length.
+    score: by reward model: (its parameters, rows, gather) -> [n] scores
+    finish: (params, ref, kl_coef, rows, gather, samples, scores by part) -> (experience, metrics)
+  """
+
+  sample: Callable
+  lay_out: Callable
+  score: dict[str, Callable]
+  finish: Callable
+
+
+def make_programs(
+  settings: ppo.PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
+  sampling: Sampling, parts: tuple, mesh: Mesh, *, slots: int | None = None,
+  row_length: int | None = None,
+) -> Programs:
+  """The arguments are those of `make_collect`."""
+  whole, split = sharding.batch_sharding(mesh, 0), sharding.batch_sharding(mesh, 1)
+  replicated = sharding.replicated(mesh)
+
+  def generate(params, prompts, key):
+    samples = generation.generate(
+      policy, params, prompts, key, sampling, slots=slots, mesh=mesh)
+    lengths = jnp.stack([prompts.length, samples.mask.sum(-1), prompts.item])
+    return samples, lengths
+
+  def model_part(part: ModelReward):
+    def score(params, rows, gather):
+      scores = jax.lax.map(
+        lambda x: scoring.response_scores(part.model, params, *x), (rows, gather))
+      return ppo.join_episodes(scores, settings.minibatches, settings.microbatches)
+    return jax.jit(sharding.on_mesh(mesh, score), out_shardings=whole)
+
+  def finish(params, ref_params, kl_coef, rows, gather, samples, part_scores):
+    total = sum(part.weight * part_scores[part.name] for part in parts)
+    experience = ppo.score_samples(
+      settings, policy, value, ref, params, ref_params, rows, gather, samples, total)
+    metrics = ppo.rollout_metrics(experience, samples, settings)
+    for name, scores in part_scores.items():
+      metrics[f'reward/{name}'] = Mean.of(scores, jnp.ones_like(scores))
+    if settings.whiten_advantages == 'batch':
+      return ppo.shape_episodes(settings, kl_coef, experience), metrics
+    return experience, metrics
+
+  lay_out = ppo.lay_out_whole if row_length is None else ppo.fill_places
+  return Programs(
+    sample=jax.jit(sharding.on_mesh(mesh, generate), out_shardings=(whole, replicated)),
+    lay_out=jax.jit(lambda *given: lay_out(settings, *given), out_shardings=split),
+    score={p.name: model_part(p) for p in parts if isinstance(p, ModelReward)},
+    finish=jax.jit(sharding.on_mesh(mesh, finish), out_shardings=(split, replicated)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+  """collect(params, frozen, extras, batch, key) of PPO; the arguments of `make_collect`."""
+
+  settings: ppo.PPOSettings
+  programs: Programs
+  parts: tuple
+  decode: Callable
+  mesh: Mesh
+  generation_shardings: Any | None
+  response_tokens: int
+  row_length: int | None
+  mark: Callable
+
+  def __call__(self, params: Mapping, frozen: Mapping, extras: Mapping, batch: dict, key):
+    prompts, programs = batch['prompts'], self.programs
+    self.mark('start', params)
+    sampler = params['policy'] if self.generation_shardings is None else jax.device_put(
+      params['policy'], self.generation_shardings)
+    samples, lengths = programs.sample(sampler, prompts, key)
+    self.mark('rollout', samples)
+    rows, gather = self._lay_out(prompts, samples, lengths)
+    scores = {}
+    for part in self.parts:
+      if isinstance(part, ModelReward):
+        scores[part.name] = programs.score[part.name](frozen[part.role], rows, gather)
+      else:
+        host = function_scores(part, batch['records'], sharding.fetch(samples), self.decode)
+        scores[part.name] = sharding.put_batch(self.mesh, host, axis=0)
+    experience, metrics = programs.finish(
+      params, frozen['ref'], extras['kl_coef'], rows, gather, samples, scores)
+    self.mark('scoring', experience)
+    streams = {k: v for k, v in batch.items() if k not in ('prompts', 'records')}
+    return {**streams, 'episodes': experience}, metrics
+
+  def places(self, lengths: Int[np.ndarray, '3 n'], prompt_tokens: int) -> tuple[Rows, Gather]:
+    """`data.episodes.episode_places` of all splits, from the second result of `sample`."""
     of_prompts, of_responses, items = (
-      ppo.split_episodes(x, settings.minibatches, settings.microbatches)
-      for x in jax.device_get(lengths))
-    places, gather = sharding.put_batch(mesh, episodes.episode_places(
-      of_prompts, of_responses, items, prompt_tokens=prompts.tokens.shape[1],
-      response_tokens=response_tokens, row_length=row_length,
-      rows_multiple=sharding.batch_shards(mesh)), axis=1)
-    return by_length(places, prompts, samples), gather
+      ppo.split_episodes(x, self.settings.minibatches, self.settings.microbatches)
+      for x in lengths)
+    return episodes.episode_places(
+      of_prompts, of_responses, items, prompt_tokens=prompt_tokens,
+      response_tokens=self.response_tokens, row_length=self.row_length,
+      rows_multiple=sharding.batch_shards(self.mesh))
 
-  if row_length is not None:
-    return packed
-  return lambda prompts, samples, lengths: by_maximum(prompts, samples)
+  def _lay_out(self, prompts, samples, lengths):
+    """The splits' episodes in rows."""
+    if self.row_length is None:
+      return self.programs.lay_out(prompts, samples)
+    places, gather = sharding.put_batch(
+      self.mesh, self.places(jax.device_get(lengths), prompts.tokens.shape[1]), axis=1)
+    return self.programs.lay_out(places, prompts, samples), gather
 
 
 def make_collect(
@@ -94,7 +185,7 @@ def make_collect(
   sampling: Sampling, parts: tuple, decode: Callable, mesh: Mesh,
   generation_shardings: Any | None, *, slots: int | None = None, row_length: int | None = None,
   mark: Callable[[str, Any], None] = lambda part, arrays: None,
-) -> Callable:
+) -> Collect:
   """The rollout of PPO.
 
   Args:
@@ -117,58 +208,8 @@ def make_collect(
   ppo.check_rollout_sampling(sampling)
   if not parts:
     raise ValueError('ppo needs at least one reward part: a reward model or a function')
-  whole, split = sharding.batch_sharding(mesh, 0), sharding.batch_sharding(mesh, 1)
-  replicated = sharding.replicated(mesh)
-
-  def generate(params, prompts, key):
-    samples = generation.generate(
-      policy, params, prompts, key, sampling, slots=slots, mesh=mesh)
-    lengths = jnp.stack([prompts.length, samples.mask.sum(-1), prompts.item])
-    return samples, lengths
-
-  sample = jax.jit(sharding.on_mesh(mesh, generate), out_shardings=(whole, replicated))
-  lay_out = _make_layout(settings, sampling.max_tokens, mesh, row_length)
-
-  def model_part(part: ModelReward):
-    def score(params, rows, gather):
-      scores = jax.lax.map(
-        lambda x: scoring.response_scores(part.model, params, *x), (rows, gather))
-      return ppo.join_episodes(scores, settings.minibatches, settings.microbatches)
-    return jax.jit(sharding.on_mesh(mesh, score), out_shardings=whole)
-
-  def finish(params, ref_params, kl_coef, rows, gather, samples, part_scores):
-    total = sum(part.weight * part_scores[part.name] for part in parts)
-    experience = ppo.score_samples(
-      settings, policy, value, ref, params, ref_params, rows, gather, samples, total)
-    metrics = ppo.rollout_metrics(experience, samples, settings)
-    for name, scores in part_scores.items():
-      metrics[f'reward/{name}'] = Mean.of(scores, jnp.ones_like(scores))
-    if settings.whiten_advantages == 'batch':
-      return ppo.shape_episodes(settings, kl_coef, experience), metrics
-    return experience, metrics
-
-  finish = jax.jit(sharding.on_mesh(mesh, finish), out_shardings=(split, replicated))
-  model_scores = {p.name: model_part(p) for p in parts if isinstance(p, ModelReward)}
-
-  def collect(params: Mapping, frozen: Mapping, extras: Mapping, batch: dict, key):
-    prompts = batch['prompts']
-    mark('start', params)
-    sampler = params['policy'] if generation_shardings is None else jax.device_put(
-      params['policy'], generation_shardings)
-    samples, lengths = sample(sampler, prompts, key)
-    mark('rollout', samples)
-    rows, gather = lay_out(prompts, samples, lengths)
-    scores = {}
-    for part in parts:
-      if isinstance(part, ModelReward):
-        scores[part.name] = model_scores[part.name](frozen[part.role], rows, gather)
-      else:
-        host = function_scores(part, batch['records'], sharding.fetch(samples), decode)
-        scores[part.name] = sharding.put_batch(mesh, host, axis=0)
-    experience, metrics = finish(
-      params, frozen['ref'], extras['kl_coef'], rows, gather, samples, scores)
-    mark('scoring', experience)
-    streams = {k: v for k, v in batch.items() if k not in ('prompts', 'records')}
-    return {**streams, 'episodes': experience}, metrics
-
-  return collect
+  programs = make_programs(
+    settings, policy, value, ref, sampling, parts, mesh, slots=slots, row_length=row_length)
+  return Collect(
+    settings, programs, parts, decode, mesh, generation_shardings, sampling.max_tokens,
+    row_length, mark)

@@ -39,14 +39,13 @@ import json
 import sys
 from collections.abc import Sequence
 
-from instructjax import sharding
+from instructjax import sharding, simulated
 from instructjax.benchmarks import (
   against,
   growth,
   growth_table,
   items,
   measure,
-  simulated,
   table,
   work,
 )
@@ -90,7 +89,7 @@ def _grow(args, arguments: Sequence[str]) -> int:
   values = growth.check(chosen, axis, args.values)
   most = max(max(found) for found in values.values())
   if axis == 'devices' and not simulated.there_are(most):
-    return simulated.run_with(most, arguments)
+    return simulated.run_with(most, 'instructjax.benchmarks', arguments)
   options = growth.Options(
     args.size, work.find_size(args.size), args.dtype, args.remat, args.repeats)
   for item in chosen:

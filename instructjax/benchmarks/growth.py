@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from instructjax import sharding
-from instructjax.benchmarks import collectives, measure, training, work
+from instructjax import collectives, sharding
+from instructjax.benchmarks import measure, training, work
 from instructjax.benchmarks.case import Case, Setup, Skipped
 from instructjax.benchmarks.work import Shape, Size
 

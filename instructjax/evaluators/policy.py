@@ -58,11 +58,13 @@ class PolicyEvaluator:
     self.prompt_length, self.max_tokens, self.end_id = prompt_length, max_tokens, end_id
     self._samplers, self._scorers = {}, {}
     whole = sharding.batch_sharding(mesh, 0)
-    self._kl = jax.jit(
+    # (policy, ref, prompts, samples) -> what `kl` gives, compiled.
+    self.kl_program = jax.jit(
       sharding.on_mesh(mesh, lambda params, ref, prompts, samples: scoring.sample_kl(
         model, params, model, ref, prompts, samples)), out_shardings=whole)
 
-  def _sampler(self, sampling: Sampling, samples: int):
+  def sampler(self, sampling: Sampling, samples: int):
+    """The compiled (policy, prompts, key) -> `Samples`."""
     if (sampling, samples) not in self._samplers:
       self._samplers[sampling, samples] = jax.jit(
         sharding.on_mesh(self.mesh, lambda params, prompts, key: generation.generate(
@@ -88,7 +90,7 @@ class PolicyEvaluator:
     self, params, prompts: Sequence[np.ndarray], key, *, samples: int, temperature: float = 1.0
   ) -> SampledResponses:
     """K responses to each prompt; the same for any batch size and mesh (in float32)."""
-    run = self._sampler(Sampling(self.max_tokens, self.end_id, temperature), samples)
+    run = self.sampler(Sampling(self.max_tokens, self.end_id, temperature), samples)
     shards = sharding.batch_shards(self.mesh)
     # A prompt is prefilled once for its K samples, so a call takes 1/K as many prompts.
     size = max(self.batch_size // samples // shards, 1) * shards
@@ -114,16 +116,20 @@ class PolicyEvaluator:
       start += self.batch_size
     return np.concatenate(out).reshape(responses.ended.shape)
 
-  def scores(
-    self, reward_model: ModelConfig, reward_params, prompts, responses: SampledResponses
-  ) -> np.ndarray:
-    """[n, K] float32 scores; the reward bias is part of the parameters."""
+  def scorer(self, reward_model: ModelConfig):
+    """The compiled (reward model, prompts, samples) -> scores."""
     if reward_model not in self._scorers:
       self._scorers[reward_model] = jax.jit(
         sharding.on_mesh(
           self.mesh, lambda params, p, s: scoring.sample_scores(reward_model, params, p, s)),
         out_shardings=sharding.batch_sharding(self.mesh, 0))
-    run = self._scorers[reward_model]
+    return self._scorers[reward_model]
+
+  def scores(
+    self, reward_model: ModelConfig, reward_params, prompts, responses: SampledResponses
+  ) -> np.ndarray:
+    """[n, K] float32 scores; the reward bias is part of the parameters."""
+    run = self.scorer(reward_model)
     return self._per_response(lambda p, s: run(reward_params, p, s), prompts, responses)
 
   def kl(self, params, ref_params, prompts, responses: SampledResponses) -> np.ndarray:
@@ -131,7 +137,8 @@ class PolicyEvaluator:
 
     A Monte-Carlo estimate of KL(policy, ref) only on the policy's own samples at temperature 1.
     """
-    return self._per_response(lambda p, s: self._kl(params, ref_params, p, s), prompts, responses)
+    return self._per_response(
+      lambda p, s: self.kl_program(params, ref_params, p, s), prompts, responses)
 
 
 def from_texts(

@@ -53,6 +53,10 @@ class Work:
   def __add__(self, other: 'Work') -> 'Work':
     return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
 
+  def times(self, factor: float) -> 'Work':
+    """All of it so often."""
+    return Work(*(factor * a for a in dataclasses.astuple(self)))
+
 
 def trunk_flops(layers: int, width: int, mlp_width: int, tokens: float, pairs: float) -> float:
   """A forward pass through the layers: 2 L (4 D^2 + 2 D F) a position, 4 L D a visible pair."""
@@ -103,7 +107,11 @@ def episodes(prompts: Work, response_tokens: float) -> Work:
 
 def device_peak(device: jax.Device) -> float | None:
   """Its peak by the data sheet, FLOP/s, or None where it is not known (any CPU)."""
-  kind = device.device_kind
+  return peak_of(device.device_kind)
+
+
+def peak_of(kind: str) -> float | None:
+  """`device_peak` by JAX's name of the device."""
   for name in sorted(PEAKS, key=len, reverse=True):
     if kind.startswith(name):
       return PEAKS[name]

@@ -64,8 +64,12 @@ class Context:
     return zlib.crc32(f'{self.config.seed} {stage}'.encode()) & 0x7FFFFFFF
 
   def model(self, role: str, **changes) -> ModelConfig:
-    """Sizes of a role's network; the value network has the reward model's."""
-    role = {'value': 'reward', 'ref': 'policy'}.get(role, role)
+    """Sizes of a role's network; the value network has the reward model's.
+
+    'reward_base' is a policy of the reward model's sizes: what a reward model starts from that
+    cannot start from the policy.
+    """
+    role = {'value': 'reward', 'ref': 'policy', 'reward_base': 'reward'}.get(role, role)
     model = presets.make_model_config(
       self.config.models[role], vocab_size=self.tokenizer.vocab_size)
     return dataclasses.replace(model, **changes)
@@ -90,7 +94,7 @@ class Context:
       model.attention, shape, sharding.platform()))()
 
   def rules(self, role: str) -> dict:
-    role = {'ref': 'policy'}.get(role, role)
+    role = {'ref': 'policy', 'reward_base': 'reward'}.get(role, role)
     return dict(self.config.rules[role])
 
   def limits(
@@ -121,7 +125,7 @@ class Context:
 
   def _init(self, role: str, head_init: str = 'zero'):
     model = self.model(role)
-    if role in ('policy', 'ref'):
+    if role in ('policy', 'ref', 'reward_base'):
       return lambda k: heads.init_policy_boxed(model, k)
     return lambda k: heads.init_scalar_boxed(model, k, head_init=head_init)
 

@@ -33,7 +33,8 @@ def check_config(name: str, c) -> None:
   config_lib.require_range(f'{name}.label_smoothing', c.label_smoothing, 0.0, 0.499)
 
 
-def _make_items(ctx: Context, c, split: str):
+def make_items(ctx: Context, c, split: str):
+  """Tokenised rankings of a split."""
   return ranking_items(ctx, c, split, ctx.limits('policy', c.row_length), 0.0)[0]
 
 
@@ -73,12 +74,37 @@ class _HeldOut:
     return out
 
 
+def job(
+  ctx: Context, name: str, c, found, responses: int, ref_logprobs
+) -> tuple[training.Job, PreferenceLoader]:
+  """What the stage computes, and the batches it does so with.
+
+  Args:
+    found: items to learn from.
+    responses: the most of an item.
+    ref_logprobs: of each item, where the reference is not run in every step.
+  """
+  model, ref = ctx.model('policy', dropout=c.dropout), ctx.model('ref')
+  online = ref_logprobs is None
+  order = Shuffled(len(found), ctx.seed(name), [i.group.tokens for i in found])
+  loader = _loader(
+    ctx, c, found, order, batch_size=c.batch_size, microbatches=c.microbatches,
+    responses=responses, ref=ref_logprobs)
+  return training.Job(
+    network={'policy': 'policy', 'ref': 'ref'} if online else {'policy': 'policy'},
+    algorithm=dpo.make_dpo(
+      model, ref, beta=c.beta, label_smoothing=c.label_smoothing, pair_divisor=c.pair_divisor),
+    optimizers={'policy': c.optimizer},
+    build=lambda step: ({'preferences': loader.shard(step)}, None),
+    steps=training.stage_steps(c, len(found)), extras={}, averaging=Averaging(0.0, 'step'),
+    ema_roles=(), work=training.trained(model, 'preferences', ref=ref if online else None)), loader
+
+
 def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   """Trains a policy on rankings against its reference."""
   check_config(name, c)
   sharding.check_divides(c.batch_size // c.microbatches, ctx.mesh, f'{name}.batch_size')
-  model = ctx.model('policy', dropout=c.dropout)
-  found, valid = (_make_items(ctx, c, split) for split in ('train', 'valid'))
+  found, valid = (make_items(ctx, c, split) for split in ('train', 'valid'))
   valid = valid[:c.valid_examples]
   responses = max(len(i.group.branches) for i in [*found, *valid])
   ref = ctx.load(c.ref, 'policy')
@@ -87,10 +113,11 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     sums = _HeldOut(ctx, c, found, responses).by_item(ref)
   held = _HeldOut(ctx, c, valid, responses)
   anchors = held.logprobs(ref)
-  order = Shuffled(len(found), ctx.seed(name), [i.group.tokens for i in found])
-  loader = _loader(ctx, c, found, order, batch_size=c.batch_size,
-                   microbatches=c.microbatches, responses=responses, ref=sums)
-  steps = training.stage_steps(c, len(found))
+  made, loader = job(ctx, name, c, found, responses, sums)
+  steps = made.steps
+  frozen = {'ref': ref} if sums is None else {}
+  # Else it would stay in memory for nothing.
+  del ref
 
   def validate(step, state):
     merged = {}
@@ -108,17 +135,10 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     return {k: float(v) for k, v in compute_metrics(merged).items()}
 
   trained = training.run(ctx, training.Stage(
-    name=name, config=c, algorithm=dpo.make_dpo(
-      model, ctx.model('ref'), beta=c.beta, label_smoothing=c.label_smoothing,
-      pair_divisor=c.pair_divisor),
-    params={'policy': ctx.load(c.init, 'policy')}, frozen={'ref': ref} if sums is None else {},
-    optimizers={'policy': c.optimizer},
-    build=lambda step: ({'preferences': loader.shard(step)}, None), steps=steps, extras={},
-    averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=(),
+    **made.fields(), name=name, config=c, params=lambda: {'policy': ctx.load(c.init, 'policy')},
+    frozen=frozen, validate=validate, keep=(),
     shown=('dpo/loss', 'ranking/accuracy', 'grad_norm/policy', 'learning_rate/policy'),
-    stop=lambda computed: None, validate_start=True, samples=list,
-    work=training.trained(
-      model, 'preferences', ref=ctx.model('ref') if sums is None else None)))
+    stop=lambda computed: None, validate_start=True, samples=list))
   return _results(ctx, name, c, loader, steps, trained.checkpoint)
 
 

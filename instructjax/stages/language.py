@@ -21,6 +21,20 @@ from instructjax.stages import training
 from instructjax.stages.context import Context
 
 
+def _role(c) -> str:
+  """The context's role of the network that a language stage of this config trains."""
+  return {'policy': 'policy', 'reward': 'reward_base'}[c.network]
+
+
+def check_config(name: str, c) -> None:
+  """Refuses what cannot work, before any stage has run.
+
+  Raises:
+    ValueError: names the field.
+  """
+  config_lib.require_choice(f'{name}.network', c.network, ('policy', 'reward'))
+
+
 def make_items(ctx: Context, c, examples: str, split: str):
   """Tokenised examples of a kind ('pretrain', 'demonstrations') and split."""
   return _items_and_rows(ctx, c, examples, split)[0]
@@ -28,15 +42,15 @@ def make_items(ctx: Context, c, examples: str, split: str):
 
 def _items_and_rows(ctx: Context, c, examples: str, split: str):
   """`make_items`, and the row that each comes from."""
-  model = ctx.model('policy')
+  role = _role(c)
   if examples == 'pretrain':
     return items.document_items(
-      ctx.tokenizer, ctx.corpus.documents(split), min(c.row_length, model.context))
+      ctx.tokenizer, ctx.corpus.documents(split), min(c.row_length, ctx.model(role).context))
   if examples == 'demonstrations':
     if c.unit not in ('token', 'response'):
       raise ValueError(f"unit {c.unit!r}: use 'token' or 'response'")
     found, rows = items.demonstration_items(
-      ctx.tokenizer, ctx.corpus.demonstrations(split), ctx.limits('policy', c.row_length),
+      ctx.tokenizer, ctx.corpus.demonstrations(split), ctx.limits(role, c.row_length),
       ctx.rejected, prompt_weight=c.prompt_loss, per_response=c.unit == 'response')
     ctx.check_borders(f'demonstrations ({split})', (
       Pair(row.id, row.prompt, row.response) for row in rows))
@@ -66,7 +80,7 @@ def held_out(ctx: Context, c, examples: str, split: str, count: int) -> Likeliho
   loader = make_loader(
     ctx, found, Sequential(len(found)), batch_size=min(128, len(found)), microbatches=1,
     row_length=c.row_length)
-  return LikelihoodEvaluator(ctx.mesh, ctx.model('policy'), loader)
+  return LikelihoodEvaluator(ctx.mesh, ctx.model(_role(c)), loader)
 
 
 def unigram_loss(ctx: Context, c) -> float:
@@ -82,19 +96,30 @@ def unigram_loss(ctx: Context, c) -> float:
   return float(total / weight)
 
 
+def job(ctx: Context, name: str, c) -> tuple[training.Job, LanguageLoader]:
+  """What a language stage computes, and the batches it does so with."""
+  model = ctx.model(_role(c), dropout=c.dropout)
+  found, order, examples = _mixture(ctx, name, c)
+  loader = make_loader(
+    ctx, found, order, batch_size=c.batch_size, microbatches=c.microbatches,
+    row_length=c.row_length)
+  return training.Job(
+    network={'policy': _role(c)},
+    algorithm=language_model.make_language_model(model, unit='token', z_loss=c.z_loss),
+    optimizers={'policy': c.optimizer},
+    build=lambda step: ({'examples': loader.shard(step)}, None),
+    steps=training.stage_steps(c, examples), extras={}, averaging=Averaging(0.0, 'step'),
+    ema_roles=(), work=training.trained(model, 'examples')), loader
+
+
 def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   """Trains a language stage.
 
   Returns:
     (summary, rows)
   """
-  model = ctx.model('policy', dropout=c.dropout)
-  found, order, examples = _mixture(ctx, name, c)
-  steps = training.stage_steps(c, examples)
-  loader = make_loader(
-    ctx, found, order, batch_size=c.batch_size, microbatches=c.microbatches,
-    row_length=c.row_length)
-  algorithm = language_model.make_language_model(model, unit='token', z_loss=c.z_loss)
+  made, loader = job(ctx, name, c)
+  steps = made.steps
   held = held_out(ctx, c, c.examples, 'valid', c.valid_examples)
   pretrain = held if c.examples == 'pretrain' else held_out(
     ctx, c, 'pretrain', 'valid', c.valid_examples)
@@ -107,15 +132,16 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     return {'language/loss': losses[step], 'pretrain/loss': text}
 
   every = [math.ceil(steps * (i + 1) / c.candidates) for i in range(c.candidates)]
-  params = ctx.fresh('policy', ctx.key(name)) if c.init is None else ctx.load(c.init, 'policy')
+
+  def params():
+    role = _role(c)
+    return {'policy': ctx.fresh(role, ctx.key(name)) if c.init is None else ctx.load(
+      c.init, 'policy', as_role=role)}
+
   trained = training.run(ctx, training.Stage(
-    name=name, config=c, algorithm=algorithm, params={'policy': params}, frozen={},
-    optimizers={'policy': c.optimizer},
-    build=lambda step: ({'examples': loader.shard(step)}, None), steps=steps, extras={},
-    averaging=Averaging(0.0, 'step'), ema_roles=(), validate=validate, keep=every,
+    **made.fields(), name=name, config=c, params=params, frozen={}, validate=validate, keep=every,
     shown=('language/loss', 'grad_norm/policy', 'learning_rate/policy'),
-    stop=lambda computed: None, work=training.trained(model, 'examples'), validate_start=False,
-    samples=list))
+    stop=lambda computed: None, validate_start=False, samples=list))
   return _results(ctx, name, c, loader, steps, trained)
 
 
@@ -176,7 +202,7 @@ def _results(ctx: Context, name: str, c, loader, steps: int, trained: training.T
     'checkpoint': trained.checkpoint, 'weights': 'params', 'steps': steps, 'candidates': candidates,
     'valid_loss': by_step[steps]['language/loss'],
     'pretrain_loss': by_step[steps]['pretrain/loss'], 'row_utilisation': utilisation.tokens,
-    'attention': ctx.attention('policy', c.row_length)}
+    'attention': ctx.attention(_role(c), c.row_length)}
   if candidates:
     summary['loss_best'] = min(candidates, key=lambda r: r['loss'])['checkpoint']
   else:

@@ -11,7 +11,7 @@ from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import items, rules
 from instructjax.data.order import Shuffled
 from instructjax.data.pipeline import PromptLoader
-from instructjax.evaluators.policy import SampledResponses
+from instructjax.evaluators.policy import PolicyEvaluator, SampledResponses
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
 from instructjax.models import flops, heads
@@ -85,6 +85,11 @@ def check_config(name: str, c, limits) -> None:
       f'{longest}: a row must hold the longest episode; twice that packs well')
 
 
+def validation_evaluator(ctx: Context, c) -> PolicyEvaluator:
+  """Samples and scores the validation prompts."""
+  return sampling.make_evaluator(ctx, min(512, c.valid_prompts))
+
+
 class _Validation:
   """KL, score, gold and pretraining loss of the current policy on validation prompts."""
 
@@ -92,7 +97,7 @@ class _Validation:
     self._ctx, self._c, self._frozen = ctx, c, frozen
     self._prompts = sampling.prompt_set(
       ctx, 'valid', c.valid_prompts, refuse_provenance=c.refuse_provenance)
-    self._evaluator = sampling.make_evaluator(ctx, min(512, c.valid_prompts))
+    self._evaluator = validation_evaluator(ctx, c)
     text = ctx.config[c.text_stage]
     self._text = language.held_out(ctx, text, 'pretrain', 'valid', text.valid_examples)
     self._key = ctx.key(f'{name} validation')
@@ -125,8 +130,8 @@ def released(valid: list[dict], max_kl: float) -> dict:
   return within[-1] if within else trained[0]
 
 
-def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
-  """Trains policy and value against the reward, and picks the released checkpoint by KL."""
+def job(ctx: Context, name: str, c, timer: PartTimer) -> training.Job:
+  """What the stage computes."""
   settings = ppo.make_settings(c)
   check_config(name, c, ctx.config.limits)
   sharding.check_divides(
@@ -138,15 +143,6 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     limits.response_tokens, ctx.tokenizer.end_id, c.temperature, c.top_k, c.top_p)
   policy, value, ref = ctx.model('policy'), ctx.model('value'), ctx.model('ref')
   parts = reward_parts(ctx, c)
-  frozen = {'ref': ctx.load(c.ref, 'policy')}
-  key = ctx.key(name)
-  if c.reward is None:
-    value_params = ctx.fresh('value', jax.random.fold_in(key, 1), head_init='zero')
-  else:
-    frozen['reward'] = ctx.load(c.reward, 'reward')
-    value_params = ctx.load(c.reward, 'reward', as_role='value')
-  params = {'policy': ctx.load(c.init, 'policy'), 'value': value_params}
-  timer = PartTimer(c.timing_steps)
   collect = rollout.make_collect(
     settings, policy, value, ref, sampling_rule, parts, ctx.tokenizer.decode, ctx.mesh,
     _generation_shardings(ctx), slots=c.rollout_slots, row_length=c.row_length,
@@ -172,20 +168,38 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
       rows = [rollout.PromptRow(p.prompt, p) for p in chosen]
     return streams, rows
 
+  network = {'policy': 'policy', 'value': 'value', 'ref': 'ref'}
+  return training.Job(
+    network=network if c.reward is None else {**network, 'reward': 'reward'},
+    algorithm=algorithm, optimizers={'policy': c.policy_optimizer, 'value': c.value_optimizer},
+    build=build, steps=c.train_steps, extras={'kl_coef': c.kl_coef},
+    averaging=Averaging(c.ema_decay, c.ema_unit), ema_roles=('policy',),
+    work=_work(c, policy, value, ref))
+
+
+def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
+  """Trains policy and value against the reward, and picks the released checkpoint by KL."""
+  timer = PartTimer(c.timing_steps)
+  made = job(ctx, name, c, timer)
+  frozen = {'ref': ctx.load(c.ref, 'policy')}
+  if c.reward is not None:
+    frozen['reward'] = ctx.load(c.reward, 'reward')
+
+  def params():
+    value = ctx.load(c.reward, 'reward', as_role='value') if c.reward is not None else ctx.fresh(
+      'value', jax.random.fold_in(ctx.key(name), 1), head_init='zero')
+    return {'policy': ctx.load(c.init, 'policy'), 'value': value}
+
   validation = _Validation(ctx, name, c, frozen)
   every = c.valid_steps if c.valid_steps else c.train_steps
   keep = sorted({*range(every, c.train_steps + 1, every), c.train_steps})
   trained = training.run(ctx, training.Stage(
-    name=name, config=c, algorithm=algorithm, params=params, frozen=frozen,
-    optimizers={'policy': c.policy_optimizer, 'value': c.value_optimizer}, build=build,
-    steps=c.train_steps, extras={'kl_coef': c.kl_coef},
-    averaging=Averaging(c.ema_decay, c.ema_unit), ema_roles=('policy',),
-    validate=validation, keep=keep,
+    **made.fields(), name=name, config=c, params=params, frozen=frozen, validate=validation,
+    keep=keep,
     shown=('rollout/score', 'rollout/kl', 'rollout/length', 'ptx/loss'),
     stop=lambda m: (f'KL {m["rollout/kl"]:.2f} passed stop_kl {c.stop_kl}'
                     if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None),
-    work=_work(c, policy, value, ref), validate_start=True, samples=lambda: validation.shown,
-    timer=timer))
+    validate_start=True, samples=lambda: validation.shown, timer=timer))
   return _results(ctx, name, c, trained.checkpoint, trained.kept)
 
 

@@ -97,22 +97,39 @@ def _divisible(size: int, ctx: Context) -> int:
   return -(-size // shards) * shards
 
 
-def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
-  """Trains the reward model, then stores the bias in its head."""
+def job(ctx: Context, name: str, c, held_out=()) -> tuple[training.Job, RankingLoader]:
+  """What the stage computes, and the batches it does so with.
+
+  Args:
+    held_out: items that must fit its batches too.
+  """
   sharding.check_divides(c.batch_size // c.microbatches, ctx.mesh, f'{name}.batch_size')
   model = ctx.model('reward', dropout=c.dropout)
   found, rows = _make_items(ctx, c, 'train')
   found = items.merge_labels(found, rows) if c.merge_labels else found
-  held_out, held_out_rows = _held_out(ctx, name, c)
-  responses = max(len(i.group.branches) for i in [*found, *held_out])
-  steps = training.stage_steps(c, len(found))
   order = Shuffled(len(found), ctx.seed(name), [i.group.tokens for i in found])
-  loader = _loader(ctx, c, found, order, batch_size=c.batch_size,
-                   microbatches=c.microbatches, responses=responses)
+  loader = _loader(
+    ctx, c, found, order, batch_size=c.batch_size, microbatches=c.microbatches,
+    responses=max(len(i.group.branches) for i in [*found, *held_out]))
+  return training.Job(
+    network={'reward': 'reward'},
+    algorithm=make_reward_model(model, pair_divisor=c.pair_divisor),
+    optimizers={'reward': c.optimizer},
+    build=lambda step: ({'rankings': loader.shard(step)}, None),
+    steps=training.stage_steps(c, len(found)), extras={},
+    averaging=Averaging(c.ema_decay, 'step'), ema_roles=('reward',) if c.ema_decay else (),
+    work=training.trained(model, 'rankings', logits=False)), loader
+
+
+def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
+  """Trains the reward model, then stores the bias in its head."""
+  held_out, held_out_rows = _held_out(ctx, name, c)
+  made, loader = job(ctx, name, c, held_out)
+  steps = made.steps
 
   def make_evaluator(chosen):
     return RankingEvaluator(ctx.mesh, ctx.model('reward'), _loader(
-      ctx, c, chosen, Sequential(len(chosen)), microbatches=1, responses=responses,
+      ctx, c, chosen, Sequential(len(chosen)), microbatches=1, responses=loader.responses,
       batch_size=_divisible(min(64, len(chosen)), ctx)))
 
   watched = make_evaluator(held_out[:c.valid_examples])
@@ -123,16 +140,14 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
   def validate(step, state):
     return ranking_report(watched.run(released(state)))[0]
 
-  params = ctx.load_as_scalar(c.init, ctx.key(name), head_init=c.head_init)
+  def params():
+    return {'reward': ctx.load_as_scalar(c.init, ctx.key(name), head_init=c.head_init)}
+
   state = training.run(ctx, training.Stage(
-    name=name, config=c, algorithm=make_reward_model(model, pair_divisor=c.pair_divisor),
-    params={'reward': params}, frozen={}, optimizers={'reward': c.optimizer},
-    build=lambda step: ({'rankings': loader.shard(step)}, None), steps=steps, extras={},
-    averaging=Averaging(c.ema_decay, 'step'), ema_roles=('reward',) if c.ema_decay else (),
-    validate=validate, keep=(),
+    **made.fields(), name=name, config=c, params=params, frozen={}, validate=validate,
+    keep=(),
     shown=('ranking/loss', 'ranking/accuracy', 'grad_norm/reward', 'learning_rate/reward'),
-    stop=lambda computed: None, work=training.trained(model, 'rankings', logits=False),
-    validate_start=False, samples=list)).state
+    stop=lambda computed: None, validate_start=False, samples=list)).state
   trained = released(state)
   bias = -float(demonstration_scores(ctx, trained, c.bias_demonstrations).mean(dtype=np.float64))
   trained = heads.shift_bias(trained, np.float32(bias))

@@ -77,6 +77,11 @@ class _Note(NamedTuple):
   kept: list[int]
 
 
+def with_work(stream: Any) -> tuple[Any, Work]:
+  """A stream of a batch, or a `Shard` of it, as its record and the work of the whole batch."""
+  return stream if isinstance(stream, Shard) else (stream, work_of(stream))
+
+
 class Feed:
   """Batches on the devices, built one step ahead by a thread.
 
@@ -96,7 +101,7 @@ class Feed:
     streams, records = next(self._batches)
     batch = {}
     for name, stream in streams.items():
-      stream, work = stream if isinstance(stream, Shard) else (stream, work_of(stream))
+      stream, work = with_work(stream)
       self._work[name] = self._work.get(name, Work()) + work
       batch[name] = sharding.put_batch(self._mesh, stream, axis=0 if name == 'prompts' else 1)
     if records is not None:
@@ -112,13 +117,39 @@ class Feed:
     self._batches.close()
 
 
+class Job(NamedTuple):
+  """What a training stage computes: all that is known before there are parameters.
+
+  Attributes:
+    network: role of the context whose sizes the parameters under each role have, by role; trained
+      roles are the keys of `optimizers`, the others are frozen.
+    others: of `Stage`.
+  """
+
+  network: dict
+  algorithm: Algorithm
+  optimizers: dict
+  build: Callable
+  steps: int
+  extras: dict
+  averaging: loop.Averaging
+  ema_roles: tuple
+  work: Callable
+
+  def fields(self) -> dict:
+    """Those that a `Stage` has too."""
+    return {name: value for name, value in self._asdict().items() if name != 'network'}
+
+
 class Stage(NamedTuple):
   """What a training stage brings.
 
   Attributes:
     name, config: of the stage.
     algorithm: the record.
-    params: initial parameters by trained role, `frozen` those that only score.
+    params: () -> initial parameters by trained role; the state has a copy, so that of the caller
+      should not outlive the call.
+    frozen: parameters by role that only score.
     optimizers: config by trained role.
     build: step -> (streams, host rows), see `Feed`.
     steps: outer steps.
@@ -137,7 +168,7 @@ class Stage(NamedTuple):
   name: str
   config: Any
   algorithm: Algorithm
-  params: dict
+  params: Callable
   frozen: dict
   optimizers: dict
   build: Callable
@@ -272,6 +303,14 @@ def _from_items(items: dict) -> TrainState:
   return TrainState(**{k: v for k, v in items.items() if k != 'counters'}, **counters)
 
 
+def make_optimizers(stage: Stage | Job) -> tuple[dict, dict]:
+  """(optimizers, schedules) by trained role."""
+  made = {role: optimizer.make_optimizer(
+    config, steps=stage.steps, updates_per_step=stage.algorithm.updates_per_step)
+    for role, config in stage.optimizers.items()}
+  return {role: o for role, (o, _) in made.items()}, {role: s for role, (_, s) in made.items()}
+
+
 def run(ctx: Context, stage: Stage) -> Trained:
   """Trains, or resumes, a stage to its end.
 
@@ -283,13 +322,9 @@ def run(ctx: Context, stage: Stage) -> Trained:
     FloatingPointError: a loss or gradient was not finite.
   """
   config_lib.require_range(f'{stage.name}.ema_decay', stage.averaging.decay, 0.0, 1 - 1e-9)
-  made = {role: optimizer.make_optimizer(
-    config, steps=stage.steps, updates_per_step=stage.algorithm.updates_per_step)
-    for role, config in stage.optimizers.items()}
-  optimizers = {role: o for role, (o, _) in made.items()}
-  schedules = {role: s for role, (_, s) in made.items()}
+  optimizers, schedules = make_optimizers(stage)
   state = train_state.make_state(
-    stage.params, optimizers, ema_roles=stage.ema_roles, extras=stage.extras, mesh=ctx.mesh)
+    stage.params(), optimizers, ema_roles=stage.ema_roles, extras=stage.extras, mesh=ctx.mesh)
   directory = ctx.directory(stage.name)
   keep = set(stage.keep)
   with Checkpoints(

@@ -1,4 +1,4 @@
-"""A process with several simulated CPU devices: JAX must hear of them before it starts."""
+"""A process with several simulated CPU devices: JAX hears of them before it starts (floor 6)."""
 
 import os
 import re
@@ -18,9 +18,9 @@ def there_are(count: int) -> bool:
   return os.environ.get('JAX_PLATFORMS') == 'cpu' and bool(given) and int(given[-1]) >= count
 
 
-def run_with(count: int, arguments: Sequence[str]) -> int:
-  """`python -m instructjax.benchmarks` with `count` of them; returns its exit status."""
+def run_with(count: int, module: str, arguments: Sequence[str]) -> int:
+  """`python -m module` with `count` of them; returns its exit status."""
   flags = f'{os.environ.get("XLA_FLAGS", "")} {_PATIENCE} {FLAG}={count}'.strip()
   return subprocess.run(
-    [sys.executable, '-m', 'instructjax.benchmarks', *arguments], check=False,
+    [sys.executable, '-m', module, *arguments], check=False,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}).returncode

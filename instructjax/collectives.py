@@ -1,7 +1,7 @@
-"""Collectives of a compiled program, counted from its text: what devices say to each other.
+"""Collectives of a compiled program: what devices say to each other (floor 6).
 
-The text is that of one device (HLO after partitioning). A collective in a loop counts as often as
-the loop goes round, where the compiler knows how often that is.
+They are counted from the text of one device (HLO after partitioning). A collective in a loop counts
+as often as the loop goes round, where the compiler knows how often that is.
 """
 
 import re
@@ -19,7 +19,7 @@ class Traffic(NamedTuple):
     count: how many a device takes part in; the branches of a conditional count as if all ran.
     bytes: of the whole arrays of one device's group before a scatter or after a gather, or of what
       a device hands in to another kind. What goes over a wire depends on the algorithm on top.
-    unknown: how many of `count` are in loops of unknown length and counted for one round of it.
+    unknown: how many of `count` are in loops of unknown length, counted for the rounds given.
   """
 
   count: int = 0
@@ -34,38 +34,65 @@ class _Instruction(NamedTuple):
   operands: str
   attributes: str
 
+  @property
+  def kind(self) -> str:
+    """The operation; of an asynchronous pair the first stands for both."""
+    return self.opcode.removesuffix('-start')
 
-def traffic(text: str) -> dict[str, Traffic]:
+  @property
+  def trip_count(self) -> int | None:
+    """How often a loop goes round, where the compiler knows."""
+    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', self.attributes)
+    return int(found[1]) if found else None
+
+
+def traffic(text: str, *, rounds: int = 1) -> dict[str, Traffic]:
   """Collectives by kind, of `jax.stages.Compiled.as_text()`; kinds that do not occur are left out.
 
   An asynchronous pair, X-start and X-done, is one X.
+
+  Args:
+    text: of the program.
+    rounds: times that the loops of unknown length go round, all of those together that are in no
+      other; each takes an equal part.
 
   Raises:
     ValueError: the text is not an HLO module with an entry, or an operand has no known shape.
   """
   computations, entry = _computations(text)
   found: dict[str, Traffic] = {}
+  part = max(1, round(rounds / max(1, _unknown_loops(computations, entry))))
 
   def walk(name: str, times: int, known: bool) -> None:
     types = {i.name: i.type for i in computations[name]}
     for i in computations[name]:
-      kind = i.opcode.removesuffix('-start')
-      if kind in KINDS:
-        before = found.get(kind, Traffic())
-        found[kind] = Traffic(
-          before.count + times, before.bytes + times * _moved(i, kind, types),
+      if i.kind in KINDS:
+        before = found.get(i.kind, Traffic())
+        found[i.kind] = Traffic(
+          before.count + times, before.bytes + times * _moved(i, types),
           before.unknown + (0 if known else times))
         continue  # What it calls is the sum of two numbers, or itself once more.
       trips, loop_known = times, known
       if i.opcode == 'while':
-        trip_count = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', i.attributes)
-        trips = times * int(trip_count[1]) if trip_count else times
-        loop_known = known and trip_count is not None
+        unknown = part if known else 1
+        trips = times * (unknown if i.trip_count is None else i.trip_count)
+        loop_known = known and i.trip_count is not None
       for called in _called(i):
         walk(called, trips, loop_known)
 
   walk(entry, 1, True)
   return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def _unknown_loops(computations: dict[str, list[_Instruction]], name: str) -> int:
+  """Loops of unknown length in a computation and what it calls, but not in other such loops."""
+  count = 0
+  for i in computations[name]:
+    if i.opcode == 'while' and i.trip_count is None:
+      count += 1
+    elif i.kind not in KINDS:
+      count += sum(_unknown_loops(computations, called) for called in _called(i))
+  return count
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -125,7 +152,7 @@ def _size(type_: str) -> int:
   return bits // 8
 
 
-def _moved(instruction: _Instruction, kind: str, types: dict[str, str]) -> int:
+def _moved(instruction: _Instruction, types: dict[str, str]) -> int:
   """Bytes of a collective, see `Traffic`."""
   handed_in = 0
   for operand in re.findall(r'%?([\w.\-]+)(?:,|$)', re.sub(
@@ -133,7 +160,7 @@ def _moved(instruction: _Instruction, kind: str, types: dict[str, str]) -> int:
     if operand not in types:
       raise ValueError(f'{instruction.name}: operand {operand} is not in its computation')
     handed_in += _size(types[operand])
-  if kind != 'all-gather':
+  if instruction.kind != 'all-gather':
     return handed_in
   # The type of an all-gather-start has what it takes beside what it gives.
   whole = _size(instruction.type)
