@@ -53,6 +53,8 @@ def _seen(workdir: pathlib.Path, kind: str) -> set[str]:
             for number in range(p.read_bytes().count(b'\n'))}
   if kind == 'lock':
     return {str(p) for p in workdir.glob('run.lock') if p.stat().st_size}
+  if kind == 'saved':
+    return {str(p) for p in workdir.glob('*/checkpoints/*') if p.name.isdecimal()}
   if kind == 'checkpoint':
     return {str(p) for p in workdir.glob('*/*/*.unsealed*')}
   return {str(p) for name in ('rows.json', 'summary.json') for p in workdir.glob(f'*/{name}')}
