@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser(name)
     one.set_defaults(run=_study, study=name)
     one.add_argument('--workdir', required=True, help='a run that was stopped goes on from here')
-    one.add_argument('--config', default=str(RECIPE), help='the recipe, a file')
+    one.add_argument('--config', default=str(RECIPE),
+                     help='the recipe, a file, with :argument for its presets')
     one.add_argument('--seed', type=int, default=1, help='of everything, the world included')
     one.add_argument('--seeds', type=int, help='repetitions with other groups, prompts and heads')
     one.add_argument('--epochs', type=float, help='of each reward model')
@@ -201,16 +202,13 @@ def _recipe(path: str, argument: str):
   return module.get_config(argument)
 
 
-def _study(options) -> None:
-  # Imported here, since the other commands need no JAX.
-  from instructjax import __main__ as command
-  from instructjax import config as config_lib
-  from instructjax import pipeline
-  command._use_compilation_cache()
-  argument = f'study={options.study},seed={options.seed}'
+def _study_config(options):
+  """The recipe with what the flags change."""
+  path, _, given = options.config.partition(':')
+  argument = f'study={options.study},seed={options.seed}' + (f',{given}' if given else '')
   if getattr(options, 'data_dir', ''):
     argument += f',data_dir={options.data_dir}'
-  config = _recipe(options.config, argument)
+  config = _recipe(path, argument)
   c = config[options.study]
   given = {'seeds': options.seeds}
   if options.study == 'kfold':
@@ -223,6 +221,16 @@ def _study(options) -> None:
   c.update({field: value for field, value in given.items() if value is not None})
   if options.epochs is not None:
     config[c.settings].train_epochs = options.epochs
+  return config
+
+
+def _study(options) -> None:
+  # Imported here, since the other commands compile nothing.
+  from instructjax import __main__ as command
+  from instructjax import config as config_lib
+  from instructjax import pipeline
+  config = _study_config(options)
+  command._use_compilation_cache()
   pipeline.run(config_lib.lock(config), options.workdir)
   summary = json.loads((pathlib.Path(options.workdir) / options.study / 'summary.json').read_text())
   print(summary['result'])

@@ -4,6 +4,7 @@ import collections
 import itertools
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -316,6 +317,25 @@ def test_commands_read_files_and_say_what_they_found(tmp_path, capsys):
   command.main(['detect', file, '--json', str(out)])
   assert json.loads(out.read_text())[0]['named'] == ['l5']
   assert '1 of 6 labelers are named' in capsys.readouterr().out
+
+
+def test_flags_of_a_study_reach_its_recipe(monkeypatch):
+  monkeypatch.chdir(pathlib.Path(__file__).parent.parent)
+  parse = command._parser().parse_args
+  c = command._study_config(parse([
+    'kfold', '--workdir', 'w', '--config', 'configs/labelers.py:test', '--seed', '7', '--seeds',
+    '2', '--folds', '4', '--held-out', '0.3', '--sources', 's', 't', '--epochs', '3',
+    '--data-dir', 'some/where']))
+  assert (c.seed, c.data.kind, c.data.dir, c.stages) == (
+    7, 'files', 'some/where', ('pretrain', 'kfold'))
+  assert (c.kfold.seeds, c.kfold.folds, c.kfold.held_out_share, c.kfold.sources) == (
+    2, 4, 0.3, ('s', 't'))
+  assert c.reward_model.train_epochs == 3 and c.tokenizer.vocab_size == 400
+  c = command._study_config(parse([
+    'noise', '--workdir', 'w', '--flip-rates', '0', '0.5', '--bad-shares', '0.2', '--bad-kind',
+    'drawn']))
+  assert (c.stages, c.data.kind, c.noise.seeds) == (('pretrain', 'noise'), 'panel', 3)
+  assert (c.noise.flip_rates, c.noise.bad_shares, c.noise.bad_kind) == ((0, 0.5), (0.2,), 'drawn')
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
