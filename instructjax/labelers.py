@@ -19,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
+
 from instructjax.data import sources
 from instructjax.data.labels import Judgements, judgements
 from instructjax.display import print_table
@@ -229,9 +231,16 @@ def _study(options) -> None:
   from instructjax import __main__ as command
   from instructjax import config as config_lib
   from instructjax import pipeline
+  from instructjax.stopping import Stopped, Stopper
+  logging.set_verbosity(logging.ERROR)
   config = _study_config(options)
   command._use_compilation_cache()
-  pipeline.run(config_lib.lock(config), options.workdir)
+  try:
+    with Stopper():
+      pipeline.run(config_lib.lock(config), options.workdir)
+  except Stopped as stopped:
+    print(f'{stopped}; run the same command to go on')
+    return
   summary = json.loads((pathlib.Path(options.workdir) / options.study / 'summary.json').read_text())
   print(summary['result'])
 
