@@ -82,10 +82,12 @@ def get_config(arg: str = '') -> ConfigDict:
   c.mesh.update({'data': 1, 'fsdp': -1, 'tensor': tensor})
   c.rules = common.network_rules()
   # While it generates, the policy is split by heads, feed-forward and vocabulary only: split over
-  # fsdp as well it would be gathered for every token.
-  generation = common.rules()
-  generation.embed = None
-  c.rules.generation = generation.to_dict()
+  # fsdp as well it would be gathered for every token. That takes a copy of it on every fsdp shard,
+  # for which a v5p has no room at 175B.
+  if size != '175b':
+    generation = common.rules()
+    generation.embed = None
+    c.rules.generation = generation.to_dict()
   c.tracking = common.tracking()
   c.plan = _plan(size)
 
