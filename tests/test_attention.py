@@ -298,8 +298,11 @@ def test_a_decode_step_gives_the_kernel_its_rows_and_heads(monkeypatch, mesh):
   monkeypatch.setattr(attention_decode, 'attend', kernel)
   monkeypatch.setattr(sharding, 'platform', lambda: 'cuda')
   run = lambda *given: attention.attend_step('auto', *given)  # noqa: E731
-  run = run if mesh is None else sharding.on_mesh(make_mesh(mesh), run)
-  assert_close(jax.jit(run)(*given, end), want)
+  given = *given, end
+  if mesh is not None:
+    run = sharding.on_mesh(make_mesh(mesh), run)
+    given = sharding.put_batch(make_mesh(mesh), given, axis=0)
+  assert_close(jax.jit(run)(*given), want)
   n, h = (4, 2) if mesh is None else (1, 1)
   assert shapes == [((n, 1, h, 16), (n, 200, h, 16), (n, 200), (n,))]
 

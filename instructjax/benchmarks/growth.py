@@ -96,7 +96,7 @@ def points(item: str, axis: str, values: Sequence[int], options: Options) -> Ite
   def point(name, value, shape, mesh_axis, count):
     sizes = {**dict.fromkeys(MESHES, 1), mesh_axis: count}
     mesh = sharding.make_mesh(sizes, jax.devices()[:count])
-    setup = Setup(options.size, shape, options.dtype, options.remat, None, mesh, context)
+    setup = Setup(options.size, shape, options.dtype, options.remat, None, mesh, context=context)
     return Point(name, value, setup, mesh_axis if axis == 'devices' else None)
 
   if axis == 'devices':
