@@ -28,8 +28,8 @@ rankings, 10,500 prompts), seed 1, 2 cores, float32: 21 minutes and 9 GiB.
   and 96.5 % with an end. With a `missing_end_penalty` of 2 in place of 1.5: 0.31 at 2.6 nats, but
   89.8 % with an end, more than 5 points from the start.
 
-These numbers are of the code before labels had weights of their own in the ranking loss; with it they
-have not been measured yet.
+These numbers are of the code before labels had weights of their own in the ranking loss; with it
+they have not been measured yet.
 """
 
 from ml_collections import ConfigDict

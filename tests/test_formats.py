@@ -294,7 +294,7 @@ def test_damaged_offsets_do_not_read_foreign_memory(tmp_path):
 
 
 def test_the_datasets_library_writes_what_is_read(tmp_path):
-  datasets = pytest.importorskip('datasets')
+  datasets = pytest.importorskip('datasets', reason='the library datasets is not installed')
   rows = [{'messages': [{'role': 'user', 'content': str(i)}], 'n': i} for i in range(20)]
   made = datasets.Dataset.from_list(rows)
   made.filter(lambda row: row['n'] % 2 == 0).save_to_disk(tmp_path / 'one', num_shards=3)
