@@ -40,10 +40,15 @@ class _Instruction(NamedTuple):
     return self.opcode.removesuffix('-start')
 
   @property
-  def trip_count(self) -> int | None:
-    """How often a loop goes round, where the compiler knows."""
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', self.attributes)
-    return int(found[1]) if found else None
+  def inputs(self) -> list[str]:
+    """Names of its operands."""
+    return re.findall(r'%?([\w.\-]+)(?:,|$)', re.sub(
+      r'/\*.*?\*/|\{[^}]*\}|\[[^\]]*\]', '', self.operands))
+
+  def attribute(self, name: str) -> str:
+    """A computation, number or word that it names; '' where it does not."""
+    found = re.search(rf'\b{name}=%?([\w.\-]+)', self.attributes)
+    return found[1] if found else ''
 
 
 def traffic(text: str, *, rounds: int = 1) -> dict[str, Traffic]:
@@ -64,19 +69,22 @@ def traffic(text: str, *, rounds: int = 1) -> dict[str, Traffic]:
   part = max(1, round(rounds / max(1, _unknown_loops(computations, entry))))
 
   def walk(name: str, times: int, known: bool) -> None:
-    types = {i.name: i.type for i in computations[name]}
+    here = {i.name: i for i in computations[name]}
     for i in computations[name]:
       if i.kind in KINDS:
-        before = found.get(i.kind, Traffic())
-        found[i.kind] = Traffic(
-          before.count + times, before.bytes + times * _moved(i, types),
+        # A TPU scatters what it has summed by a fusion of the two.
+        kind = 'reduce-scatter' if name.startswith('all-reduce-scatter') else i.kind
+        before = found.get(kind, Traffic())
+        found[kind] = Traffic(
+          before.count + times, before.bytes + times * _moved(i, here),
           before.unknown + (0 if known else times))
         continue  # What it calls is the sum of two numbers, or itself once more.
       trips, loop_known = times, known
       if i.opcode == 'while':
+        count = _trip_count(i, here, computations)
         unknown = part if known else 1
-        trips = times * (unknown if i.trip_count is None else i.trip_count)
-        loop_known = known and i.trip_count is not None
+        trips = times * (unknown if count is None else count)
+        loop_known = known and count is not None
       for called in _called(i):
         walk(called, trips, loop_known)
 
@@ -86,13 +94,49 @@ def traffic(text: str, *, rounds: int = 1) -> dict[str, Traffic]:
 
 def _unknown_loops(computations: dict[str, list[_Instruction]], name: str) -> int:
   """Loops of unknown length in a computation and what it calls, but not in other such loops."""
-  count = 0
+  count, here = 0, {i.name: i for i in computations[name]}
   for i in computations[name]:
-    if i.opcode == 'while' and i.trip_count is None:
+    if i.opcode == 'while' and _trip_count(i, here, computations) is None:
       count += 1
     elif i.kind not in KINDS:
       count += sum(_unknown_loops(computations, called) for called in _called(i))
   return count
+
+
+def _trip_count(
+  loop: _Instruction, here: dict[str, _Instruction], computations: dict[str, list[_Instruction]]
+) -> int | None:
+  """How often a loop goes round; None if that is only known when it runs.
+
+  CPU and GPU compilers write it beside the loop. That of a TPU does not: there it is read from a
+  condition `counter < constant` and the constant that the counter starts from.
+  """
+  written = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+  if written:
+    return int(written[1])
+  inside = {i.name: i for i in computations.get(loop.attribute('condition'), ())}
+  compare = next(reversed(inside.values()), None)  # a computation ends with its root
+  if compare is None or compare.opcode != 'compare' or compare.attribute('direction') != 'LT':
+    return None
+  counter, bound = (inside[name] for name in compare.inputs)
+  initial = here.get(loop.inputs[0])
+  if counter.opcode != 'get-tuple-element' or initial is None or initial.opcode != 'tuple':
+    return None
+  start = _number(initial.inputs[int(counter.attribute('index'))], here)
+  end = _number(bound.name, inside)
+  return None if start is None or end is None else max(0, end - start)
+
+
+def _number(name: str, here: dict[str, _Instruction]) -> int | None:
+  """The integer that a name stands for, through copies of it; None if that is no constant."""
+  while name in here:
+    i = here[name]
+    if i.opcode == 'constant':
+      return int(i.operands) if re.fullmatch(r'-?\d+', i.operands) else None
+    if i.opcode not in ('copy', 'copy-start', 'copy-done', 'bitcast'):
+      return None
+    name = i.inputs[0]
+  return None
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -152,14 +196,13 @@ def _size(type_: str) -> int:
   return bits // 8
 
 
-def _moved(instruction: _Instruction, types: dict[str, str]) -> int:
+def _moved(instruction: _Instruction, here: dict[str, _Instruction]) -> int:
   """Bytes of a collective, see `Traffic`."""
   handed_in = 0
-  for operand in re.findall(r'%?([\w.\-]+)(?:,|$)', re.sub(
-      r'/\*.*?\*/|\{[^}]*\}|\[[^\]]*\]', '', instruction.operands)):
-    if operand not in types:
+  for operand in instruction.inputs:
+    if operand not in here:
       raise ValueError(f'{instruction.name}: operand {operand} is not in its computation')
-    handed_in += _size(types[operand])
+    handed_in += _size(here[operand].type)
   if instruction.kind != 'all-gather':
     return handed_in
   # The type of an all-gather-start has what it takes beside what it gives.

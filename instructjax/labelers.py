@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = _parser().parse_args(arguments)
   try:
     options.run(options)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f'instructjax.labelers: {error}')
 
 

@@ -61,7 +61,7 @@ def main() -> int:
     if own.topology is not None and own.devices is not None:
       raise ValueError('--topology names its devices: leave --devices out')
     return _plan(own, sys.argv[1:])
-  except (flags.Error, ValueError, FileNotFoundError) as error:
+  except (flags.Error, ValueError, OSError) as error:
     if os.environ.get('INSTRUCTJAX_TRACEBACK'):
       raise
     print(f'error: {error}', file=sys.stderr)
