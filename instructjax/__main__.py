@@ -87,11 +87,10 @@ def _run() -> None:
   from instructjax.stopping import Stopped, Stopper
 
   _use_compilation_cache()
-  config = config_lib.lock(CONFIG.value)
-  workdir = pathlib.Path(WORKDIR.value)
   try:
+    config = config_lib.lock(CONFIG.value)
     with Stopper():
-      _work(config, workdir)
+      _work(config, pathlib.Path(WORKDIR.value))
   except Stopped as stopped:
     say(f'{stopped}; run the same command to go on')
   except (ValueError, OSError, FloatingPointError, ImportError) as error:

@@ -24,11 +24,10 @@ from instructjax.types import Samples
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def command(workdir, *flags):
+def command(workdir, *flags, config='configs/quickstart.py:test'):
   return subprocess.run(
-    [sys.executable, '-m', 'instructjax', '--config=configs/quickstart.py:test',
-     f'--workdir={workdir}', *flags], cwd=ROOT, capture_output=True, text=True, timeout=120,
-    check=False)
+    [sys.executable, '-m', 'instructjax', f'--config={config}', f'--workdir={workdir}', *flags],
+    cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path):
@@ -45,6 +44,12 @@ def test_the_command_line_refuses_an_unknown_field(tmp_path):
   assert done.returncode == 1
   assert 'kl_coeff' in done.stderr and 'Did you mean' in done.stderr
   assert not (tmp_path / 'run').exists()
+
+
+def test_the_command_line_says_that_a_config_is_not_there(tmp_path):
+  done = command(tmp_path / 'run', config='configs/quickstrat.py')
+  assert done.returncode == 1
+  assert 'configs/quickstrat.py' in done.stderr and 'Traceback' not in done.stderr
 
 
 # --- recipes --------------------------------------------------------------------------------------

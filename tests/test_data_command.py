@@ -80,6 +80,7 @@ def test_prepare_prints_how_many_and_why(raw, tmp_path, capsys, monkeypatch):
   ((), 'prepare needs --config'),
   (('--config={root}/configs/prepare.py:data_dir={tmp}/none',), 'none is not a directory'),
   (('--config={root}/configs/prepare.py',), 'sources is empty'),
+  (('--config={root}/configs/nothing.py',), 'Failed loading config file'),
   (('--config={root}/configs/prepare.py:data_dri={tmp}',), "unknown config argument 'data_dri'"),
   (('--config={root}/configs/prepare.py:data_dir={tmp}', '--config.shard_byte=3'), 'shard_byte'),
 ])

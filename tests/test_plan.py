@@ -189,6 +189,7 @@ def test_what_does_not_fit_exits_with_1_and_says_what_to_change(capfd):
   ((TEST, '--device=8'), 'device'),
   ((TEST, 'more'), "unexpected arguments .*'more'"),
   ((f'--config={ROOT}/configs/labelers.py:test',), 'cannot be planned: its config has no `plan`'),
+  (('--config=configs/nothing.py',), 'configs/nothing.py'),
   ((), 'name a recipe: --config=')])
 def test_what_cannot_be_planned_exits_with_2(arguments, message, capfd):
   assert run_command(arguments) == 2

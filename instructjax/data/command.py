@@ -53,9 +53,11 @@ def _load_config(arguments: Sequence[str]) -> Any:
     'config', None, '', lock_config=True, flag_values=values, sys_argv=['data', *arguments])
   try:
     values(['data', *arguments])
-  except (flags.Error, AttributeError, FileNotFoundError) as error:
+    # ml_collections says that a file is not there once a field of it is asked for.
+    list(values.config)
+    return values.config
+  except (flags.Error, AttributeError, OSError) as error:
     raise ValueError(f'--config: {error}') from None
-  return values.config
 
 
 def _prepare(args) -> int:
