@@ -4,6 +4,7 @@ Letters: n prompts, K samples of a prompt, B slots, W prompts of a prefill, P pr
 S = P + R cache, L layers, H heads, C head width, V vocabulary.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -58,15 +59,36 @@ def _for_steps(config: ModelConfig, params: dict) -> tuple[dict, dict]:
   return {**params, 'blocks': blocks}, {'token': params['token'].astype(dtype)}
 
 
-class _Unrolled:
+class _Layers:
+  """How a decode step walks through the layers.
+
+  With `split_width` the activations of a step are split as the parameters are, by width over fsdp,
+  but for those that meet the caches, whose rows are split.
+  """
+
+  def __init__(self, config: ModelConfig, params: dict, split_width: bool):
+    self._config, self._split_width = config, split_width
+    self.keep = functools.partial(sharding.join_rows, split_last=True) if split_width else (
+      sharding.keep_rows)
+
+  def _run(self, block, x, attend):
+    def by_rows(q, k, v):
+      out, carry = attend(*(sharding.keep_rows(part) for part in (q, k, v)))
+      return sharding.join_rows(out, split_last=False), carry
+
+    return transformer.run_block(
+      self._config, block, x, by_rows if self._split_width else attend, keep=self.keep)
+
+
+class _Unrolled(_Layers):
   """The decode step layer by layer, each with a cache of its own: pairs of [B, S, H, C].
 
   `decode` writes the new token's key and value at `column` of the caches and attends to their first
   columns under `mask`, as many as it has; none at or after `end` of a row is seen.
   """
 
-  def __init__(self, config: ModelConfig, params: dict):
-    self._config = config
+  def __init__(self, config: ModelConfig, params: dict, split_width: bool):
+    super().__init__(config, params, split_width)
     self._blocks = [self._pick(params['blocks'], i) for i in range(config.layers)]
 
   def _pick(self, tree, i: int):
@@ -96,16 +118,17 @@ class _Unrolled:
         return attention.attend_step(
           self._config.attention, q, keys[:, :window], values[:, :window], mask, end), cache
 
-      x, cache = transformer.run_block(self._config, block, x, attend)
+      x, cache = self._run(block, x, attend)
       updated.append(cache)
     return x, updated
 
 
-class _Scanned:
+class _Scanned(_Layers):
   """The same with stacked caches in the carry of a scan over layers."""
 
-  def __init__(self, config: ModelConfig, params: dict):
-    self._config, self._blocks = config, params['blocks']
+  def __init__(self, config: ModelConfig, params: dict, split_width: bool):
+    super().__init__(config, params, split_width)
+    self._blocks = params['blocks']
 
   def split(self, caches):
     return caches
@@ -135,7 +158,7 @@ class _Scanned:
         return attention.attend_step(
           self._config.attention, q, keys, values, mask, end), written
 
-      return transformer.run_block(self._config, block, x, attend), None
+      return self._run(block, x, attend), None
 
     (x, caches), _ = jax.lax.scan(
       layer, (x, caches), (self._blocks, jnp.arange(self._config.layers)))
@@ -184,11 +207,11 @@ _HALVINGS, _FEWEST_SLOTS = 4, 4
 class _Generator:
   """The loop over one device's share of the prompts; `generate` says what the arguments are."""
 
-  def __init__(self, config, params, prompts, key, sampling, samples, slots, unroll):
-    self.config, self.sampling = config, sampling
+  def __init__(self, config, params, prompts, key, sampling, samples, slots, unroll, split_width):
+    self.config, self.sampling, self.split_width = config, sampling, split_width
     self.params, self.table = _for_steps(config, params)
     self.prompts, self.samples, self.key = prompts, samples, key
-    self.stack = (_Unrolled if unroll else _Scanned)(config, self.params)
+    self.stack = (_Unrolled if unroll else _Scanned)(config, self.params, split_width)
     n, self.p = prompts.tokens.shape
     self.total = n * samples
     # Prompts of a prefill: as many as fill all slots.
@@ -238,6 +261,8 @@ class _Generator:
       # The data shards leave the loop at different times. Drawing from a split vocabulary would
       # have all devices exchange pieces at once, and those still in the loop wait for ever.
       logits = sharding.gather_last(logits)
+    if self.split_width:
+      logits = sharding.keep_rows(logits)
     token, logprob = draw(logits, keys, self.sampling)
     here = (jnp.arange(r)[None] == s.age[:, None]) & s.alive[:, None]
     ended = self.sampling.ends(token) | (s.age + 1 == r)
@@ -247,7 +272,8 @@ class _Generator:
     seen = jnp.concatenate([
       jnp.arange(self.p)[None] < s.length[:, None], recent[None] <= s.age[:, None]], axis=1)
     position = jnp.minimum(s.length + s.age, config.context - 1)
-    x = transformer.embed(config, self.params, token[:, None], position[:, None])
+    x = transformer.embed(
+      config, self.params, token[:, None], position[:, None], self.stack.keep)
     # Columns are written from the left until the ring is full.
     end = jnp.broadcast_to(self.p + jnp.minimum(s.step + 1, r), s.age.shape)
     x, caches = self.stack.decode(x, s.caches, self.p + column, seen[:, :window], end)
@@ -362,7 +388,7 @@ class _Generator:
 def generate(
   config: ModelConfig, params: dict, prompts: Prompts, key: Array, sampling: Sampling,
   *, samples: int = 1, slots: int | None = None, mesh: Mesh | None = None,
-  unroll: bool | None = None,
+  unroll: bool | None = None, split_width: bool = False,
 ) -> Samples:
   """K responses to each of n prompts; entry i*K + k answers prompt i.
 
@@ -382,19 +408,23 @@ def generate(
     mesh: needed where slots are refilled and the prompts are split over its data and fsdp axes:
       every shard works through its own prompts.
     unroll: how the decode step walks the layers; by depth when None.
+    split_width: the parameters are split over fsdp along the width. Where a step's activations are
+      smaller than a layer's parameters they are moved, and not the parameters gathered for every
+      token: in a scan over layers, all slots at once, a slot for every two of the width at most.
+      (Unrolled layers are gathered once, before the loop.)
 
   Raises:
     ValueError: P + R exceeds the model's context, or slots or prompts do not divide over the mesh.
   """
   return generate_counted(
     config, params, prompts, key, sampling, samples=samples, slots=slots, mesh=mesh,
-    unroll=unroll)[0]
+    unroll=unroll, split_width=split_width)[0]
 
 
 def generate_counted(
   config: ModelConfig, params: dict, prompts: Prompts, key: Array, sampling: Sampling,
   *, samples: int = 1, slots: int | None = None, mesh: Mesh | None = None,
-  unroll: bool | None = None,
+  unroll: bool | None = None, split_width: bool = False,
 ) -> tuple[Samples, Int[Array, 'shards']]:
   """`generate`, and what each data shard spent: the slots of each decode step, summed.
 
@@ -412,12 +442,16 @@ def generate_counted(
   if slots < 1:
     raise ValueError(f'slots {slots} is below 1')
 
+  at_once = shards == 1 or slots == total
+  split_width = split_width and at_once and not unroll and slots <= config.width // 2
+
   def local(params, prompts, key):
     out, spent = _Generator(
-      config, params, prompts, key, sampling, samples, slots // shards, unroll).run()
+      config, params, prompts, key, sampling, samples, slots if at_once else slots // shards,
+      unroll, split_width).run()
     return out, spent[None]
 
-  if shards == 1 or slots == total:
+  if at_once:
     return local(params, prompts, key)
   if slots % shards or n % shards:
     raise ValueError(f'{slots} slots and {n} prompts must both be multiples of the {shards} data '

@@ -198,6 +198,22 @@ def keep_rows(x: Float[Array, 'N ...']) -> Float[Array, 'N ...']:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
+def join_rows(x: Float[Array, 'N ...'], *, split_last: bool) -> Float[Array, 'N ...']:
+  """`x` with its rows split over data alone; its last axis over fsdp instead, if asked for.
+
+  That is how a parameter split over fsdp along the width meets the few activations of a decode
+  step: each device multiplies by the part it holds, and what is summed or gathered between them is
+  as large as the activations. Does nothing where the trace knows no mesh.
+  """
+  free = _free_axes()
+  if 'fsdp' not in free:
+    return x
+  spec = [('data',) if 'data' in free else None, *[P.UNCONSTRAINED] * (x.ndim - 1)]
+  if split_last:
+    spec[-1] = 'fsdp'
+  return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
 def gather_last(x: Float[Array, '... V']) -> Float[Array, '... V']:
   """`x` with its last axis whole on every device. Does nothing where the trace knows no mesh."""
   if not _free_axes():

@@ -12,7 +12,7 @@ from checking import assert_close
 from flax import linen as nn
 
 from configs import common
-from instructjax import generation, scoring, sharding
+from instructjax import collectives, generation, scoring, sharding
 from instructjax.models import heads, transformer
 from instructjax.sampling import Sampling, draw
 from instructjax.types import Prompts
@@ -125,9 +125,9 @@ def test_responses_of_one_prompt_share_its_prefill(policy, samples, monkeypatch)
   seen = []
   run_block = transformer.run_block
 
-  def watched(config, params, x, *rest):
+  def watched(config, params, x, *rest, **more):
     seen.append(x.shape[:2])
-    return run_block(config, params, x, *rest)
+    return run_block(config, params, x, *rest, **more)
 
   monkeypatch.setattr(transformer, 'run_block', watched)
   several = jax.jit(lambda given, key: generation.generate(
@@ -206,6 +206,28 @@ def test_refilled_slots_on_a_mesh_give_the_same_samples(policy, samples, shape):
       MODEL, params, given, key, PLAIN, slots=16, mesh=mesh)))(split, given, jax.random.key(1))
   equal_samples(jax.device_get(found), samples)
   assert spent.shape == (sharding.batch_shards(mesh),)
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2)])
+def test_all_slots_at_once_on_a_mesh(policy, samples, shape):
+  """As many steps as without a mesh; parameters split by width stay, and activations move."""
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape)))
+  given = sharding.put_batch(mesh, prompts(8), axis=0)
+  boxed = jax.eval_shape(lambda k: heads.init_policy_boxed(MODEL, k), jax.random.key(0))
+  split = jax.device_put(policy, sharding.param_shardings(boxed, mesh, dict(common.rules())))
+  first = jax.tree.map(lambda x: x[:8], jax.device_get(samples))
+  moved = {}
+  for split_width in (False, True):
+    compiled = jax.jit(sharding.on_mesh(
+      mesh, lambda params, given, key, split_width=split_width: generation.generate_counted(
+        MODEL, params, given, key, PLAIN, mesh=mesh, split_width=split_width, unroll=False))).lower(
+          split, given, jax.random.key(1)).compile()
+    found, spent = compiled(split, given, jax.random.key(1))
+    equal_samples(jax.device_get(found), first)
+    assert spent == 8 * first.mask.sum(-1).max()
+    traffic = collectives.traffic(compiled.as_text(), rounds=RESPONSE)
+    moved[split_width] = sum(t.bytes for t in traffic.values())
+  assert moved[True] < moved[False] / 2
 
 
 def test_slots_that_do_not_divide_over_the_mesh_are_refused(policy):

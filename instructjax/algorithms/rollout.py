@@ -88,7 +88,7 @@ class Programs(NamedTuple):
 def make_programs(
   settings: ppo.PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
   sampling: Sampling, parts: tuple, mesh: Mesh, *, slots: int | None = None,
-  row_length: int | None = None,
+  row_length: int | None = None, split_width: bool = False,
 ) -> Programs:
   """The arguments are those of `make_collect`."""
   whole, split = sharding.batch_sharding(mesh, 0), sharding.batch_sharding(mesh, 1)
@@ -96,7 +96,7 @@ def make_programs(
 
   def generate(params, prompts, key):
     samples = generation.generate(
-      policy, params, prompts, key, sampling, slots=slots, mesh=mesh)
+      policy, params, prompts, key, sampling, slots=slots, mesh=mesh, split_width=split_width)
     lengths = jnp.stack([prompts.length, samples.mask.sum(-1), prompts.item])
     return samples, lengths
 
@@ -184,6 +184,7 @@ def make_collect(
   settings: ppo.PPOSettings, policy: ModelConfig, value: ModelConfig, ref: ModelConfig,
   sampling: Sampling, parts: tuple, decode: Callable, mesh: Mesh,
   generation_shardings: Any | None, *, slots: int | None = None, row_length: int | None = None,
+  split_width: bool = False,
   mark: Callable[[str, Any], None] = lambda part, arrays: None,
 ) -> Collect:
   """The rollout of PPO.
@@ -197,6 +198,7 @@ def make_collect(
     generation_shardings: shardings of the policy while it generates, where they differ from those
       it trains with; it is then resharded once an iteration.
     slots: responses that grow at a time, see `generation.generate`; None: all of an iteration.
+    split_width: of `generation.generate`.
     row_length: T of the rows that scoring and training see, packed by the lengths of the responses,
       which are fetched; None: one episode a row, by maximum length, and nothing is fetched.
     mark: told 'start', then 'rollout' and 'scoring' with the arrays that each of them ends with.
@@ -209,7 +211,8 @@ def make_collect(
   if not parts:
     raise ValueError('ppo needs at least one reward part: a reward model or a function')
   programs = make_programs(
-    settings, policy, value, ref, sampling, parts, mesh, slots=slots, row_length=row_length)
+    settings, policy, value, ref, sampling, parts, mesh, slots=slots, row_length=row_length,
+    split_width=split_width)
   return Collect(
     settings, programs, parts, decode, mesh, generation_shardings, sampling.max_tokens,
     row_length, mark)

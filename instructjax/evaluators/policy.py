@@ -47,15 +47,17 @@ class PolicyEvaluator:
     max_tokens: R.
     end_id: of end-of-text.
     batch_size: responses in one call on the device; must divide over the mesh.
+    split_width: of `generation.generate`.
   """
 
   def __init__(
     self, mesh: Mesh, model: ModelConfig, *, prompt_length: int, max_tokens: int, end_id: int,
-    batch_size: int,
+    batch_size: int, split_width: bool = False,
   ):
     sharding.check_divides(batch_size, mesh, 'evaluation batch_size')
     self.mesh, self.model, self.batch_size = mesh, model, batch_size
     self.prompt_length, self.max_tokens, self.end_id = prompt_length, max_tokens, end_id
+    self.split_width = split_width
     self._samplers, self._scorers = {}, {}
     whole = sharding.batch_sharding(mesh, 0)
     # (policy, ref, prompts, samples) -> what `kl` gives, compiled.
@@ -68,7 +70,8 @@ class PolicyEvaluator:
     if (sampling, samples) not in self._samplers:
       self._samplers[sampling, samples] = jax.jit(
         sharding.on_mesh(self.mesh, lambda params, prompts, key: generation.generate(
-          self.model, params, prompts, key, sampling, samples=samples)),
+          self.model, params, prompts, key, sampling, samples=samples,
+          split_width=self.split_width)),
         out_shardings=sharding.batch_sharding(self.mesh, 0))
     return self._samplers[sampling, samples]
 

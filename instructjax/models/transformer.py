@@ -232,11 +232,12 @@ def init_boxed(config: ModelConfig, key: Array) -> dict:
 
 
 def embed(
-  config: ModelConfig, params: dict, tokens: Int[Array, 'N T'], position: Int[Array, 'N T']
+  config: ModelConfig, params: dict, tokens: Int[Array, 'N T'], position: Int[Array, 'N T'],
+  keep: Callable = sharding.keep_rows,
 ) -> Float[Array, 'N T D']:
-  """Token plus position embedding, in the compute dtype."""
+  """Token plus position embedding, in the compute dtype; `keep` says how it is split."""
   x = params['token'][tokens] + params['position'][position]
-  return sharding.keep_rows(x.astype(jnp.dtype(config.compute_dtype)))
+  return keep(x.astype(jnp.dtype(config.compute_dtype)))
 
 
 def final_norm(config: ModelConfig, params: dict, x: Float[Array, 'N T D']):
@@ -251,10 +252,12 @@ def make_attend(config: ModelConfig, rows: Rows) -> Callable:
     dtype=config.compute_dtype)
 
 
-def run_block(config, block_params, x, attend, drop=lambda y, site: y):
-  """One layer on given parameters; see `Block`."""
+def run_block(
+  config, block_params, x, attend, drop=lambda y, site: y, keep: Callable = sharding.keep_rows
+):
+  """One layer on given parameters; see `Block`. `keep` says how its output is split."""
   x, carry = Block(config).apply({'params': block_params}, x, attend, drop)
-  return sharding.keep_rows(x), carry
+  return keep(x), carry
 
 
 def hidden_states(

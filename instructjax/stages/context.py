@@ -97,6 +97,10 @@ class Context:
     role = {'ref': 'policy', 'reward_base': 'reward'}.get(role, role)
     return dict(self.config.rules[role])
 
+  def splits_width(self, role: str) -> bool:
+    """Whether a network's parameters are split over fsdp along the width."""
+    return self.mesh.shape['fsdp'] > 1 and self.rules(role)['embed'] == 'fsdp'
+
   def limits(
     self, role: str, row_length: int, prompt: int | None = None, response: int | None = None
   ) -> Limits:

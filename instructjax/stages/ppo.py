@@ -146,6 +146,8 @@ def job(ctx: Context, name: str, c, timer: PartTimer) -> training.Job:
   collect = rollout.make_collect(
     settings, policy, value, ref, sampling_rule, parts, ctx.tokenizer.decode, ctx.mesh,
     _generation_shardings(ctx), slots=c.rollout_slots, row_length=c.row_length,
+    split_width=ctx.splits_width(
+      'policy' if ctx.config.rules.generation is None else 'generation'),
     mark=timer.mark)
   algorithm = language_model.with_ptx(
     ppo.make_ppo(settings, policy, value, ref, collect), policy, ptx_coef=c.ptx_coef,

@@ -49,7 +49,7 @@ def make_evaluator(ctx: Context, batch_size: int) -> PolicyEvaluator:
   return PolicyEvaluator(
     ctx.mesh, ctx.model('policy'), prompt_length=limits.prompt_tokens,
     max_tokens=limits.response_tokens, end_id=ctx.tokenizer.end_id,
-    batch_size=-(-batch_size // shards) * shards)
+    batch_size=-(-batch_size // shards) * shards, split_width=ctx.splits_width('policy'))
 
 
 def texts(ctx: Context, responses: SampledResponses) -> list[list[str]]:
