@@ -55,7 +55,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.title = 'instructjax quickstart: the InstructGPT recipe in a miniature world'
   c.seed = arg.seed
   # Printed before the run starts.
-  c.needs = 'about 7 minutes on 2 cores, 3 GiB of memory, 200 MB of disk'
+  c.needs = '6 to 10 minutes on 2 cores, 3 GiB of memory, 200 MB of disk'
   c.stages = ('pretrain', 'sft', 'rl_init', 'collect', 'reward_model', 'select', 'ppo', 'evaluate')
   c.data = data()
   c.tokenizer = common.tokenizer('world')
