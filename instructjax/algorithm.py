@@ -7,6 +7,8 @@ Static numbers are closed over, arrays never. One train step drives every such r
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from instructjax.spikes import Guard
+
 Tree = Any
 
 
@@ -49,6 +51,8 @@ class Algorithm(NamedTuple):
     minibatches: optimizer updates of an epoch.
     first: names of metrics that are also reported for the step's first minibatch alone, as
       '<name>_first'; the first ratio of an iteration is 1 whatever came later.
+    guard: what judges each update by its loss and gradient norm, with `spikes.initial` in the
+      state's extras; None applies every one that is finite.
   """
 
   collect: Callable
@@ -59,6 +63,7 @@ class Algorithm(NamedTuple):
   epochs: int
   minibatches: int
   first: tuple[str, ...]
+  guard: Guard | None = None
 
   @property
   def updates_per_step(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Scalar = Float[Array, '']
 
@@ -95,7 +95,70 @@ class Last:
     return jnp.asarray(self.value, jnp.float32)
 
 
-Metric = Mean | Max | Min | Last
+@_metric
+class NonFinite:
+  """How many entries of a tensor were nan or infinite; none should be.
+
+  Metrics of this kind are for the train step, which packs them into one `Faults`; the key says of
+  which tensor.
+  """
+
+  count: Int[Array, '']
+
+  @classmethod
+  def of(cls, values: Any, mask: Any = True) -> Self:
+    """Counts the entries of a float array, or number, where the mask holds."""
+    return cls(jnp.sum(~jnp.isfinite(values) & mask, dtype=jnp.int32))
+
+  def merge(self, other: Self) -> Self:
+    return type(self)(self.count + other.count)
+
+  def compute(self) -> Scalar:
+    return jnp.asarray(self.count, jnp.float32)
+
+
+Metric = Mean | Max | Min | Last | NonFinite
+
+# Under which the metrics of a step hold its `Faults`.
+FAULTS = 'nonfinite'
+
+
+@dataclasses.dataclass(frozen=True)
+class Faults:
+  """`NonFinite` of several tensors as one small array, in the order in which they are computed.
+
+  Attributes:
+    names: of the tensors.
+    counts: [n] int32 entries of each that are nan or infinite.
+  """
+
+  names: tuple[str, ...]
+  counts: Int[Array, 'n']
+
+  @classmethod
+  def pack(cls, found: Mapping[str, NonFinite]) -> Self:
+    """Those of `found`, in its order."""
+    return cls(tuple(found), jnp.stack([one.count for one in found.values()]))
+
+  def join(self, other: Self) -> Self:
+    """Its own tensors, then those of `other`."""
+    return type(self)(self.names + other.names, jnp.concatenate([self.counts, other.counts]))
+
+  def merge(self, other: Self) -> Self:
+    if other.names != self.names:
+      raise TypeError(f'faults of other tensors: {self.names} and {other.names}')
+    return type(self)(self.names, self.counts + other.counts)
+
+  def compute(self) -> Scalar:
+    """All of them together."""
+    return self.counts.sum().astype(jnp.float32)
+
+  def found(self) -> dict[str, int]:
+    """The tensors that have any, on the host."""
+    return {name: int(n) for name, n in zip(self.names, np.asarray(self.counts)) if n}
+
+
+jax.tree_util.register_dataclass(Faults, data_fields=['counts'], meta_fields=['names'])
 
 
 def merge_metrics(first: Mapping[str, Metric], second: Mapping[str, Metric]) -> dict[str, Metric]:
@@ -140,7 +203,7 @@ def empty_metrics(like: Mapping[str, Metric]) -> dict[str, Metric]:
   Args:
     like: metrics, or the shapes that `jax.eval_shape` gives for them.
   """
-  start = {Mean: 0.0, Max: -jnp.inf, Min: jnp.inf, Last: jnp.nan}
+  start = {Mean: 0.0, Max: -jnp.inf, Min: jnp.inf, Last: jnp.nan, NonFinite: 0}
 
   def fill(metric: Metric) -> Metric:
     return jax.tree.map(lambda x: jnp.full(x.shape, start[type(metric)], x.dtype), metric)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
@@ -74,3 +75,12 @@ def make_optimizer(
     parts.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
   parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts), schedule
+
+
+def left_out(old: optax.OptState, new: optax.OptState) -> optax.OptState:
+  """The state after an update that is not applied: `old`, but for the count of the schedules.
+
+  Learning rates go by the updates there have been, so that they keep their course.
+  """
+  counts = lambda x: isinstance(x, optax.ScaleByScheduleState)  # noqa: E731
+  return jax.tree.map(lambda o, n: n if counts(o) else o, old, new, is_leaf=counts)

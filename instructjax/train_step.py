@@ -2,18 +2,36 @@
 
 A batch is a dict of streams whose arrays have a leading axis of microbatches. With u minibatches
 the axis holds u equal groups; each group is one optimizer update.
+
+Losses, gradients and what an algorithm names besides must be finite. Whether they are is counted on
+the device, by tensor (`metrics.Faults`), from sums that are formed anyway; from the first that is
+not, updates are masked. Who reads the metrics looks at the counts.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from instructjax import tree
+from instructjax import spikes, tree
 from instructjax.algorithm import Algorithm, Pass
-from instructjax.metrics import Last, Max, Mean, Min, empty_metrics, merge_metrics
+from instructjax.metrics import (
+  FAULTS,
+  Faults,
+  Last,
+  Max,
+  Mean,
+  Min,
+  NonFinite,
+  empty_metrics,
+  merge_metrics,
+)
+from instructjax.optimizer import left_out
 from instructjax.train_state import TrainState
 
 
@@ -34,7 +52,10 @@ def split_minibatches(stream, minibatches: int):
 def pass_gradient(
   one: Pass, params, frozen, extras, coefs: Mapping[str, Array], minibatch, key
 ) -> tuple[dict, dict, Array]:
-  """(gradient, metrics, objective) of one pass over one minibatch, summed over microbatches."""
+  """(gradient, metrics, objective) of one pass over one minibatch, summed over microbatches.
+
+  The metrics hold the `Faults` of what the pass names, of its losses, and of the objective.
+  """
   weights = one.weights(minibatch)
   # A weight of 0 means that nothing of the minibatch counts: the total is 0 too, and 0/1 = 0.
   scale = {t: coefs[t] / jnp.where(w == 0, 1.0, w) for t, w in weights.items()}
@@ -64,6 +85,11 @@ def pass_gradient(
     (value, metrics, grads), _ = jax.lax.scan(body, start, minibatch)
   for t, w in weights.items():
     metrics[f'{t}/loss'] = Mean(metrics[f'{t}/loss'].total, jnp.asarray(w, jnp.float32))
+  faults = {name: metrics.pop(name) for name in sorted(metrics)
+            if isinstance(metrics[name], NonFinite)}
+  faults |= {f'{t}/loss': NonFinite.of(metrics[f'{t}/loss'].total) for t in weights}
+  faults[f'{one.name}/objective'] = NonFinite.of(value)
+  metrics[FAULTS] = Faults.pack(faults)
   return grads, metrics, value
 
 
@@ -72,50 +98,91 @@ def _cosine(a, b) -> Array:
   return tree.inner(a, b) / jnp.where(norms == 0, 1.0, norms)
 
 
-def _gradients(algorithm: Algorithm, params, frozen, extras, minibatch, key, trained):
-  """Summed gradient of all passes with the metrics of each; `finite` is False if any is not."""
+class _Gradient(NamedTuple):
+  """Of one update: summed over all passes, by role, with what each of them shows.
+
+  Attributes:
+    loss: the objective.
+    norm: of all trained roles together.
+  """
+
+  grads: dict
+  metrics: dict
+  faults: Faults
+  loss: Array
+  norm: Array
+
+
+def _gradients(
+  algorithm: Algorithm, params, frozen, extras, minibatch, key, trained
+) -> _Gradient:
   coefs = algorithm.coefs(extras)
-  total, metrics, per_pass, finite = None, {}, [], jnp.bool_(True)
+  total, metrics, per_pass, loss, of_passes, faults = None, {}, [], jnp.float32(0), [], {}
   for number, one in enumerate(algorithm.passes):
     grads, new, value = pass_gradient(
       one, params, frozen, extras, coefs, minibatch[one.stream], jax.random.fold_in(key, number))
+    of_passes.append(new.pop(FAULTS))
     metrics.update(new)
     per_pass.append((one.name, grads))
     total = grads if total is None else tree.add(total, grads)
-    finite &= jnp.isfinite(value)
+    loss += value
   if len(per_pass) > 1:
     for name, grads in per_pass:
       for role in trained:
         norm = tree.global_norm(grads[role])
         metrics[f'grad_norm/{name}/{role}'] = Mean(norm, jnp.float32(1))
+        faults[f'grad_norm/{name}/{role}'] = NonFinite.of(norm)
     (_, first), (name, second) = per_pass[0], per_pass[1]
     metrics[f'grad_cosine/{algorithm.passes[0].name}_{name}'] = Mean(
       _cosine(first['policy'], second['policy']), jnp.float32(1))
+  whole = jnp.float32(0)
   for role in trained:
-    norm = tree.global_norm(total[role])
-    metrics[f'grad_norm/{role}'] = Mean(norm, jnp.float32(1))
-    finite &= jnp.isfinite(norm)
-  return total, metrics, finite
+    squares = tree.products(total[role], total[role])
+    square = sum(jax.tree.leaves(squares), start=jnp.float32(0))
+    metrics[f'grad_norm/{role}'] = Mean(jnp.sqrt(square), jnp.float32(1))
+    faults[f'grad_norm/{role}'] = NonFinite.of(square)
+    faults |= {f'gradient/{role}/{path}': NonFinite.of(x)
+               for path, x in tree.named_leaves(squares).items()}
+    whole += square
+  found = functools.reduce(Faults.join, (*of_passes, Faults.pack(faults)))
+  return _Gradient(total, metrics, found, loss, jnp.sqrt(whole))
 
 
 def update(
   algorithm: Algorithm, optimizers: Mapping[str, optax.GradientTransformation], ema_decay: float,
   ema_each_update: bool, state: TrainState, frozen, minibatch, key,
 ) -> tuple[TrainState, dict]:
-  """One optimizer update of every role from one minibatch ([m, ...] streams)."""
+  """One optimizer update of every role from one minibatch ([m, ...] streams).
+
+  It is left out where something is not finite, or was before, or where the algorithm's guard finds
+  that it stands out.
+  """
   minibatch = algorithm.prepare(state.extras, minibatch)
-  grads, metrics, finite = _gradients(
+  found = _gradients(
     algorithm, state.params, frozen, state.extras, minibatch, key, tuple(optimizers))
-  healthy = finite & (state.bad_step < 0)
+  finite = ~jnp.any(found.faults.counts > 0)
+  healthy = applied = finite & (state.bad_step < 0)
+  extras, spike = state.extras, None
+  if algorithm.guard is not None:
+    spike, judged = spikes.judge(algorithm.guard, extras, found.loss, found.norm)
+    applied &= ~spike
+    if algorithm.guard.stops:
+      before = extras[spikes.STEP]
+      applied &= before < 0
+      judged[spikes.STEP] = jnp.where(spike & (before < 0), state.step, before).astype(jnp.float32)
+    extras = tree.select(healthy, judged, extras)
   params, opt_state = dict(state.params), dict(state.opt_state)
   for role, optimizer in optimizers.items():
-    updates, new_opt = optimizer.update(grads[role], state.opt_state[role], state.params[role])
-    new_params = optax.apply_updates(state.params[role], updates)
-    params[role] = tree.select(healthy, new_params, state.params[role])
-    opt_state[role] = tree.select(healthy, new_opt, state.opt_state[role])
+    old, old_opt = state.params[role], state.opt_state[role]
+    updates, new_opt = optimizer.update(found.grads[role], old_opt, old)
+    params[role] = tree.select(applied, optax.apply_updates(old, updates), old)
+    if spike is not None:
+      old_opt = tree.select(healthy, left_out(old_opt, new_opt), old_opt)
+    opt_state[role] = tree.select(applied, new_opt, old_opt)
   ema = _average(state.ema, params, ema_decay) if ema_each_update else state.ema
   bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
-  return TrainState(state.step, params, opt_state, ema, state.extras, bad_step), metrics
+  metrics = {**found.metrics, FAULTS: found.faults}
+  return TrainState(state.step, params, opt_state, ema, extras, bad_step), metrics
 
 
 def _average(ema: dict, params: dict, decay: float) -> dict:
@@ -127,7 +194,8 @@ def _collapse(stacked: dict) -> dict:
   """Metrics with a leading axis of updates, merged along it."""
   reduce = {
     Mean: lambda m: Mean(m.total.sum(0), m.weight.sum(0)), Max: lambda m: Max(m.value.max(0)),
-    Min: lambda m: Min(m.value.min(0)), Last: lambda m: Last(m.value[-1])}
+    Min: lambda m: Min(m.value.min(0)), Last: lambda m: Last(m.value[-1]),
+    Faults: lambda m: Faults(m.names, m.counts.sum(0))}
   return {name: reduce[type(metric)](metric) for name, metric in stacked.items()}
 
 
@@ -154,12 +222,21 @@ def train_step(
     state: donated by the caller's jit.
     frozen: parameters by role that only score (ref, reward).
     batch: streams, [u*m, ...] each.
-    collected: metrics of `collect`, merged into the result and seen by `adapt`.
+    collected: metrics of `collect`, merged into the result and seen by `adapt`. What their faults
+      name was not finite before this step's first update.
     key: of this step.
 
   Returns:
-    (state, metrics) with `state.step` raised by one.
+    (state, metrics) with `state.step` raised by one; or, from a spike on at which the guard stops,
+    the state as it was before that step, but for `spikes.STEP`. The metrics hold the `Faults` of
+    the whole step.
   """
+  collected = dict(collected)
+  before = collected.pop(FAULTS, None)
+  if before is not None:
+    found = (state.bad_step < 0) & jnp.any(before.counts > 0)
+    state = dataclasses.replace(state, bad_step=jnp.where(found, state.step, state.bad_step))
+  start = state
   streams = {k: split_minibatches(v, algorithm.minibatches) for k, v in batch.items()}
 
   def one_epoch(state, epoch):
@@ -186,6 +263,8 @@ def train_step(
                for name in algorithm.first}
     metrics = merge_metrics(metrics, _collapse(stacked))
   metrics = {**metrics, **first, **collected}
+  if before is not None:
+    metrics[FAULTS] = before.join(metrics[FAULTS])
   done = state.step * algorithm.updates_per_step
   for role, schedule in schedules.items():
     metrics[f'learning_rate/{role}'] = Last(jnp.asarray(schedule(done), jnp.float32))
@@ -195,5 +274,10 @@ def train_step(
   # A rollout that is not finite must not reach the adaptive coefficients either.
   extras = tree.select(
     state.bad_step < 0, algorithm.adapt(state.extras, metrics), state.extras)
-  return TrainState(
-    state.step + 1, state.params, state.opt_state, ema, extras, state.bad_step), metrics
+  end = TrainState(
+    state.step + 1, state.params, state.opt_state, ema, extras, state.bad_step)
+  if algorithm.guard is not None and algorithm.guard.stops:
+    spiked = extras[spikes.STEP]
+    held = dataclasses.replace(start, extras={**start.extras, spikes.STEP: spiked})
+    end = tree.select(spiked < 0, end, held)
+  return end, metrics

@@ -37,6 +37,11 @@ def global_norm(tree: Tree) -> Float[Array, '']:
 
 def inner(a: Tree, b: Tree) -> Float[Array, '']:
   """Inner product of two trees of one structure, in float32."""
+  return sum(jax.tree.leaves(products(a, b)), start=jnp.float32(0))
+
+
+def products(a: Tree, b: Tree) -> Tree:
+  """The inner product of each leaf of `a` with that of `b`, in float32."""
   def one(x, y):
     # As a matrix product, which a CPU spreads over lanes and cores; a sum it takes one by one.
     dims = tuple(range(x.ndim))
@@ -44,8 +49,7 @@ def inner(a: Tree, b: Tree) -> Float[Array, '']:
       x.astype(jnp.float32), y.astype(jnp.float32), ((dims, dims), ((), ())),
       precision=jax.lax.Precision.HIGHEST)
 
-  parts = jax.tree.map(one, a, b)
-  return sum(jax.tree.leaves(parts), start=jnp.float32(0))
+  return jax.tree.map(one, a, b)
 
 
 def add(a: Tree, b: Tree) -> Tree:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from instructjax import scoring
 from instructjax.algorithm import Algorithm, Pass, offline
 from instructjax.losses import preference
-from instructjax.metrics import Mean
+from instructjax.metrics import Mean, NonFinite
 from instructjax.models.transformer import ModelConfig
 from instructjax.types import PreferenceBatch
 
@@ -63,7 +63,9 @@ def make_dpo(
     total = preference.ranking_total(
       rewards, labels, None, batch.response_mask, pair_divisor=pair_divisor,
       prompt_weight=batch.prompt_weight)
-    return {'dpo': total}, preference_metrics(rewards, batch)
+    return {'dpo': total}, {
+      **preference_metrics(rewards, batch), 'dpo/logprobs': NonFinite.of(logprobs),
+      'dpo/ref_logprobs': NonFinite.of(anchor)}
 
   def weights(batch: PreferenceBatch):
     shape = (-1, *batch.better.shape[2:])

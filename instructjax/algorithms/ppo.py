@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from instructjax import arrays, scoring
 from instructjax.algorithm import Algorithm, Pass, no_adapt
 from instructjax.losses import policy as policy_losses
-from instructjax.metrics import Last, Max, Mean, Min
+from instructjax.metrics import Last, Max, Mean, Min, NonFinite
 from instructjax.models.transformer import ModelConfig
 from instructjax.rl import advantages as rl_advantages
 from instructjax.rl import kl, rewards
@@ -331,3 +331,19 @@ def rollout_metrics(experience: Experience, samples: Samples, settings: PPOSetti
     'rollout/rows': Last(jnp.float32(e.rows.group.shape[0] * e.rows.group.shape[1])),
     'rollout/row_slots': Last(jnp.float32(e.gather.select.shape[2])),
   }
+
+
+def rollout_faults(
+  experience: Experience, samples: Samples, part_scores: dict[str, Float[Array, 'n']]
+) -> dict[str, NonFinite]:
+  """What of an iteration's episodes must be finite, in the order in which it is computed."""
+  e, mask = experience, experience.gather.mask
+  log_ratio = kl.k1(e.old_logprobs, e.ref_logprobs)
+  return {
+    'rollout/logprobs': NonFinite.of(samples.logprobs, samples.mask),
+    **{f'reward/{name}': NonFinite.of(scores) for name, scores in part_scores.items()},
+    'rollout/score': NonFinite.of(e.scores),
+    'rollout/old_logprobs': NonFinite.of(e.old_logprobs, mask),
+    'rollout/ref_logprobs': NonFinite.of(e.ref_logprobs, mask),
+    'rollout/kl': NonFinite.of(log_ratio, mask),
+    'rollout/old_values': NonFinite.of(e.old_values, mask)}

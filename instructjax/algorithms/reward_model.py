@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 from instructjax import scoring
 from instructjax.algorithm import Algorithm, Pass, offline
 from instructjax.losses import preference
-from instructjax.metrics import Mean
+from instructjax.metrics import Mean, NonFinite
 from instructjax.models.transformer import ModelConfig
 from instructjax.types import RankingBatch
 
@@ -41,8 +41,9 @@ def make_reward_model(model: ModelConfig, *, pair_divisor: str) -> Algorithm:
       prompt_weight=batch.prompt_weight)
     labels = batch.better * batch.prompt_weight[:, None, None]
     metrics = preference.ranking_counts(scores, labels, batch.response_mask)
-    count = batch.response_mask.astype(jnp.float32)
-    return {'ranking': total}, {**metrics, 'ranking/score': Mean.of(scores, count)}
+    score = Mean.of(scores, batch.response_mask.astype(jnp.float32))
+    return {'ranking': total}, {
+      **metrics, 'ranking/score': score, 'ranking/scores': NonFinite.of(score.total)}
 
   def weights(batch: RankingBatch):
     shape = (-1, *batch.better.shape[2:])

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from instructjax import distributed, generation, scoring, sharding
 from instructjax.algorithms import ppo
 from instructjax.data import episodes
-from instructjax.metrics import Mean
+from instructjax.metrics import FAULTS, Faults, Mean
 from instructjax.models.transformer import ModelConfig
 from instructjax.sampling import Sampling
 from instructjax.types import Gather, Rows
@@ -114,6 +114,7 @@ def make_programs(
     metrics = ppo.rollout_metrics(experience, samples, settings)
     for name, scores in part_scores.items():
       metrics[f'reward/{name}'] = Mean.of(scores, jnp.ones_like(scores))
+    metrics[FAULTS] = Faults.pack(ppo.rollout_faults(experience, samples, part_scores))
     if settings.whiten_advantages == 'batch':
       return ppo.shape_episodes(settings, kl_coef, experience), metrics
     return experience, metrics

@@ -91,7 +91,7 @@ def demonstration_items(
     trunk_weight[0] = 0
     scale = 1 / (trunk_weight.sum() + branch.size) if per_response else 1.0
     items.append(LanguageItem(Group(trunk, (branch,), 0), trunk_weight * np.float32(scale),
-                              np.full(branch.size, scale, np.float32)))
+                              np.full(branch.size, scale, np.float32), (row.id,)))
     kept.append(row)
   return items, kept
 
@@ -110,11 +110,13 @@ def chunk_document(
   return [tokens[start:start + length] for start in range(0, max(tokens.size - 1, 1), step)]
 
 
-def document_item(tokens: Int32[np.ndarray, 'P']) -> LanguageItem:
+def document_item(
+  tokens: Int32[np.ndarray, 'P'], ids: tuple[str, ...] = ()
+) -> LanguageItem:
   """A trunk-only group with weight 1 for every token but the first."""
   weight = np.ones(tokens.size, np.float32)
   weight[0] = 0
-  return LanguageItem(Group(tokens, (), 0), weight, np.zeros(0, np.float32))
+  return LanguageItem(Group(tokens, (), 0), weight, np.zeros(0, np.float32), ids)
 
 
 def document_items(
@@ -123,8 +125,9 @@ def document_items(
   """Items of at most `length` tokens (the smaller of row and context), and each one's document."""
   items, kept = [], []
   for row in rows:
+    ids = (row.id,)
     for piece in chunk_document(encode_document(tokenizer, row.text), length):
-      items.append(document_item(piece))
+      items.append(document_item(piece, ids))
       kept.append(row)
   return items, kept
 
@@ -168,7 +171,8 @@ def labelled(group: Group, row: records.Ranking, *, margin: float) -> RankingIte
   """The item of a row whose responses are the group's branches; `margin` where it has none."""
   better = better_matrix(row.ranking, len(group.branches))
   own = margin if row.margin is None else row.margin
-  return RankingItem(group, better, better * np.float32(own), row.weight, (row.labeler,))
+  return RankingItem(
+    group, better, better * np.float32(own), row.weight, (row.labeler,), (row.id,))
 
 
 def merge_labels(
@@ -204,7 +208,8 @@ def merge_labels(
     total = sum(rows[place].weight for place in places)
     merged.append(RankingItem(
       first.group, better / np.float32(total if total > 0 else 1), margin,
-      total / (len(named) + who.count(None)), (*named, *[None] * who.count(None))))
+      total / (len(named) + who.count(None)), (*named, *[None] * who.count(None)),
+      tuple(rows[place].id for place in places)))
   return merged
 
 

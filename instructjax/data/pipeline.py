@@ -152,6 +152,10 @@ class PackedLoader(abc.ABC, Generic[Item, Batch]):
     """Item index of each place in the batch: `Rows.group` g is item `indices(step)[g - 1]`."""
     return self.order.indices(step, self.batch_size)
 
+  def ids(self, step: int) -> list[tuple[str, ...]]:
+    """Ids of the data rows of each place in the batch, as `indices`."""
+    return [self.items[i].ids for i in self.indices(step).tolist()]
+
   def steps(self) -> int:
     """Steps of one pass, rounded up."""
     return self.order.steps(self.batch_size)

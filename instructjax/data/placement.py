@@ -43,11 +43,13 @@ class LanguageItem:
     trunk_weight: [P] float32 weight of predicting each trunk token; entry 0 must be 0, since
       nothing precedes that token.
     branch_weight: [R] float32 for the response; empty without one.
+    ids: of the data row that it comes from.
   """
 
   group: Group
   trunk_weight: np.ndarray
   branch_weight: np.ndarray
+  ids: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,7 @@ class RankingItem:
     margin: [K, K] float32 margin of that preference, score units.
     weight: of the item's labels beside those of other items.
     labelers: whose labels they are, each once; None is one who has no name.
+    ids: of the data rows whose labels they are.
   """
 
   group: Group
@@ -67,6 +70,7 @@ class RankingItem:
   margin: np.ndarray
   weight: float = 1.0
   labelers: tuple[str | None, ...] = (None,)
+  ids: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
