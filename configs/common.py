@@ -228,6 +228,46 @@ def optimizer(peak: float, *, shape: str = 'cosine') -> ConfigDict:
   return c
 
 
+def spike() -> ConfigDict:
+  """What becomes of an update that stands out (`instructjax/spikes.py`)."""
+  c = ConfigDict()
+  # 'off'; 'skip': the update is left out, counted and told; 'stop': the state before it is saved,
+  # its batch written aside, and the run ends.
+  c.action = 'off'
+  # It stands out where its loss or gradient norm is so many deviations above the running mean,
+  # over the last `window` updates or so; the first `window` are not judged. The numbers are those
+  # of OLMo-core's SkipStep.
+  c.factor = 6.0
+  c.window = 128
+  return c
+
+
+def watch() -> ConfigDict:
+  """Limits of what looks like reward hacking, judged at each validation (`evaluators/hacking.py`).
+
+  Against the reference's responses to the same prompts. One that is passed is told once, and is in
+  summary.json and the report.
+  """
+  c = ConfigDict()
+  # Validation KL, nats a response; None: max_kl, beyond which nothing is released.
+  c.kl = placeholder(float)
+  # Mean length of the responses, entropy of a token and share of responses that end, as shares of
+  # what they were. A healthy quickstart keeps 1.04, 0.55 and 0.99 of them.
+  c.shortest = 0.5
+  c.longest = 2.0
+  c.entropy = 0.2
+  c.end_rate = 0.8
+  # A phrase of up to three words (with begin and end of the response as words) that came into
+  # fashion: in this share of the responses, and so many times as often as at the start.
+  c.phrase_rate = 0.25
+  c.phrase_lift = 3.0
+  # Phrases whose share of responses is logged at each validation, as 'as an ai'.
+  c.phrases = ()
+  # Names of limits that end the run: 'kl', 'length', 'entropy', 'end_rate', 'phrases'.
+  c.stop = ()
+  return c
+
+
 def _training(kind: str) -> ConfigDict:
   c = ConfigDict()
   c.kind = kind
@@ -237,6 +277,7 @@ def _training(kind: str) -> ConfigDict:
   c.log_steps = 20
   c.valid_steps = 0
   c.checkpoint_steps = 100
+  c.spike = spike()
   return c
 
 
@@ -474,6 +515,7 @@ def ppo(*, init: str, ref: str, reward: str, batch_size: int, steps: int) -> Con
   c.stop_kl = placeholder(float)
   # The released checkpoint: the last one whose validation KL is at most this, nats a response.
   c.max_kl = 2.0
+  c.watch = watch()
   # Which weights are validated against max_kl and released: 'raw' or 'ema'.
   c.release = 'raw'
   c.valid_prompts = 256

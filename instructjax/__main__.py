@@ -38,6 +38,9 @@ SILENCE_SECONDS = flags.DEFINE_integer(
 PROFILE = flags.DEFINE_string(
   'profile', None, 'STAGE:FIRST-LAST, as in ppo:3-5: traces these steps of a stage into its '
   "directory `profile`, for TensorBoard or Perfetto. A stage's first steps hold its compilation.")
+REPLAY = flags.DEFINE_string(
+  'replay', None, 'STAGE/bad/step_N of the workdir: runs no stage, but goes once more to a step '
+  'whose batch was written aside, and shows where it went wrong. Writes nothing.')
 
 
 def _use_compilation_cache() -> None:
@@ -93,7 +96,7 @@ def _run() -> None:
       _work(config, pathlib.Path(WORKDIR.value))
   except Stopped as stopped:
     say(f'{stopped}; run the same command to go on')
-  except (ValueError, OSError, FloatingPointError, ImportError) as error:
+  except (ValueError, OSError, ArithmeticError, ImportError) as error:
     if os.environ.get('INSTRUCTJAX_TRACEBACK'):
       raise
     sys.exit(f'instructjax: {error}\n(INSTRUCTJAX_TRACEBACK=1 shows where this was raised)')
@@ -110,6 +113,9 @@ def _work(config, workdir: pathlib.Path) -> None:
   if PREFLIGHT.value != 'off':
     preflight.require(preflight.check(config, workdir, free_gib=FREE_GIB.value))
   if PREFLIGHT.value == 'only':
+    return
+  if REPLAY.value is not None:
+    pipeline.replay_step(config, workdir, REPLAY.value)
     return
   profile = None if PROFILE.value is None else parse_profile(PROFILE.value)
   pipeline.run(config, workdir, profile=profile)

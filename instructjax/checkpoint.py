@@ -24,14 +24,10 @@ from instructjax.display import say
 from instructjax.inspection import run_command
 from instructjax.stored import (
   Tree,
-  check_same,
   checkpoint_steps,
-  describe,
-  describe_tree,
   faults,
+  load_items,
   load_metadata,
-  require_checkpoint,
-  restore,
   storable,
 )
 
@@ -245,16 +241,7 @@ class Checkpoints:
       ValueError: an item is missing, or its structure, shapes or dtypes differ from the target's.
     """
     self.wait()
-    path = require_checkpoint(self.path(step))
-    for item, target in targets.items():
-      where = f'{path} ({item})'
-      check_same(
-        describe(path, item), describe_tree(target), where=where, partial=False, cast=False
-      )
-    return {
-      item: restore(path, item, target, partial=False) if jax.tree.leaves(target) else target
-      for item, target in targets.items()
-    }
+    return load_items(self.path(step), targets)
 
 
 if __name__ == '__main__':

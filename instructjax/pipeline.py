@@ -8,7 +8,7 @@ import time
 import jax
 
 from instructjax import config as config_lib
-from instructjax import distributed, hooks
+from instructjax import distributed, hooks, spikes
 from instructjax.display import say, stage_table
 from instructjax.profiling import ProfiledSteps
 from instructjax.stages import (
@@ -19,6 +19,7 @@ from instructjax.stages import (
   language,
   noise,
   ppo,
+  replay,
   reward_model,
   select,
 )
@@ -60,7 +61,9 @@ CHECKS = {
 MAY_CHANGE = ('stages', 'tracking', 'title', 'needs', 'plan')
 # The same, of a stage that has begun: what extends it, and what only says when to look and save.
 DURATIONS = ('train_steps', 'train_epochs')
-STAGE_MAY_CHANGE = (*DURATIONS, 'log_steps', 'valid_steps', 'checkpoint_steps', 'timing_steps')
+# `watch` says when to warn, `spike` what becomes of a batch that a run cannot take.
+STAGE_MAY_CHANGE = (
+  *DURATIONS, 'log_steps', 'valid_steps', 'checkpoint_steps', 'timing_steps', 'watch', 'spike')
 
 
 def check(config, workdir: pathlib.Path) -> None:
@@ -99,6 +102,8 @@ def check_stage(config, name: str) -> None:
     raise ValueError(f'config.{name}.kind {kind!r} is none of {", ".join(KINDS)}')
   if kind == 'ppo':
     ppo.check_config(name, config[name], config.limits)
+  if 'spike' in config[name]:
+    spikes.check_config(f'{name}.spike', config[name].spike)
   if kind in CHECKS:
     CHECKS[kind](name, config[name])
 
@@ -132,8 +137,8 @@ def _check_source(config, workdir, number, field: str, source: str, known) -> No
     raise ValueError(f'{field} {source!r} is neither a stage ({", ".join(known)}) nor a directory')
 
 
-def _claim(config, workdir: pathlib.Path) -> None:
-  """Writes config.json, or refuses a workdir of another config, naming the fields.
+def _require_same(config, workdir: pathlib.Path) -> None:
+  """Refuses a workdir of another config, naming the fields.
 
   A stage's config is fixed once the stage has begun; others may be added and changed.
   """
@@ -150,6 +155,12 @@ def _claim(config, workdir: pathlib.Path) -> None:
       raise ValueError(
         f'{error}\nOf a run that has begun only these may change: {", ".join(MAY_CHANGE)}; stages '
         f'that have not begun; and of the others {", ".join(STAGE_MAY_CHANGE)}.') from error
+
+
+def _claim(config, workdir: pathlib.Path) -> None:
+  """Writes config.json, or refuses a workdir of another config."""
+  _require_same(config, workdir)
+  path = workdir / 'config.json'
   workdir.mkdir(parents=True, exist_ok=True)
   hooks.write_json_atomic(path, config_lib.to_dict(config))
   hooks.write_json_atomic(workdir / 'environment.json', hooks.environment())
@@ -276,3 +287,37 @@ def run(
         # that keeps those of a long recipe comes to the limit of its system.
         jax.clear_caches()
   return ctx
+
+
+def replay_step(config, workdir: str | pathlib.Path, where: str) -> replay.Report:
+  """Goes once more to a step whose batch a run has written aside, and shows what it finds.
+
+  Args:
+    config: the locked recipe of the run.
+    workdir: its directory; nothing of a stage is changed in it.
+    where: the batch's directory below it, as in 'sft/bad/step_12'.
+
+  Raises:
+    ValueError: there is no such batch, or the recipe or the directory cannot be used.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  directory = workdir / where
+  name = replay.read_note(directory)['stage']
+  if name not in _known(config):
+    raise ValueError(f'--replay: {where} is of stage {name!r}, which this recipe does not have '
+                     f'({", ".join(_known(config))})')
+  check(config, workdir)
+
+  def instead(stage):
+    raise replay.Replayed(replay.examine(ctx, stage, directory))
+
+  with claimed(workdir):
+    _require_same(config, workdir)
+    ctx = make_context(config, workdir)
+    ctx.instead = instead
+    try:
+      KINDS[config[name].kind](ctx, name, config[name])
+    except replay.Replayed as done:
+      replay.show(name, done.report)
+      return done.report
+  raise ValueError(f'--replay: stage {name!r} trains nothing')

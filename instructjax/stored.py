@@ -10,7 +10,7 @@ parameters, never a padded or silently initialised tree.
 """
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -204,6 +204,30 @@ def restore(path: pathlib.Path, item: str, target: Tree, *, partial: bool) -> Tr
   loading = options(loading=options.Loading(partial_load=partial))
   with ocp.Context(pytree_options=loading):
     return ocp.load(path, jax.tree.map(_abstract, target), checkpointable_name=item)
+
+
+def load_items(path: pathlib.Path, targets: Mapping[str, Tree]) -> dict[str, Tree]:
+  """The items of `targets`, bit-equal to what was saved, with the targets' shardings.
+
+  The files are not compared with the manifest here.
+
+  Args:
+    path: the directory of one step.
+    targets: item name to tree of jax.ShapeDtypeStruct with shardings (or of arrays).
+
+  Raises:
+    FileNotFoundError: there is no checkpoint at `path`.
+    ValueError: an item is missing, or its structure, shapes or dtypes differ from the target's.
+  """
+  path = require_checkpoint(path)
+  for item, target in targets.items():
+    where = f'{path} ({item})'
+    check_same(
+      describe(path, item), describe_tree(target), where=where, partial=False, cast=False)
+  return {
+    item: restore(path, item, target, partial=False) if jax.tree.leaves(target) else target
+    for item, target in targets.items()
+  }
 
 
 def load_item(path: str | pathlib.Path, item: str, target: Tree, *, partial: bool = False) -> Tree:

@@ -208,6 +208,11 @@ def shuffle_episodes(stream, key):
   return jax.tree.map(lambda x: x[order], stream)
 
 
+def epoch_keys(key, epoch: int) -> Array:
+  """[2] keys of one pass over a step's batch: of the minibatches' order, and of its updates."""
+  return jax.random.split(jax.random.fold_in(key, epoch))
+
+
 def train_step(
   algorithm: Algorithm, optimizers: Mapping[str, optax.GradientTransformation],
   schedules: Mapping[str, Callable], ema_decay: float, ema_unit: str, state: TrainState, frozen,
@@ -240,7 +245,7 @@ def train_step(
   streams = {k: split_minibatches(v, algorithm.minibatches) for k, v in batch.items()}
 
   def one_epoch(state, epoch):
-    k_order, k_update = jax.random.split(jax.random.fold_in(key, epoch))
+    k_order, k_update = epoch_keys(key, epoch)
     ordered = streams if algorithm.epochs == 1 else {
       k: shuffle_episodes(v, k_order) for k, v in streams.items()}
 

@@ -20,7 +20,7 @@ FLOORS = (
   ('losses.*', 'rl.*'),
   ('rollcall', 'distributed', 'watch', 'sharding', 'models.*'),
   ('display', 'data.*', 'scoring', 'sampling', 'generation'),
-  ('optimizer', 'train_state', 'algorithm', 'train_step'),
+  ('optimizer', 'train_state', 'spikes', 'algorithm', 'train_step'),
   ('algorithms.*',),
   ('manifest', 'stored', 'inspection', 'checkpoint', 'evaluators.*', 'events', 'hooks',
    'stopping', 'workdir', 'profiling', 'collectives', 'simulated', 'report'),

@@ -13,7 +13,8 @@ from instructjax.stopping import Stopper
 LANGUAGE = {
   'stages': ('sft',), 'sft__init': None, 'sft__dropout': 0.1, 'sft__train_epochs': None,
   'sft__train_steps': 6, 'sft__log_steps': 2, 'sft__valid_steps': 3, 'sft__checkpoint_steps': 6,
-  'sft__pretrain_share': 0.25, 'sft__candidates': 2, 'sft__microbatches': 2}
+  'sft__pretrain_share': 0.25, 'sft__candidates': 2, 'sft__microbatches': 2,
+  'sft__spike__action': 'skip', 'sft__spike__window': 2, 'sft__spike__factor': 1.0}
 PPO = {
   'stages': ('ppo',), 'ppo__batch_size': 8, 'ppo__minibatches': 2, 'ppo__train_steps': 4,
   'ppo__valid_steps': 2, 'ppo__checkpoint_steps': 4, 'ppo__ptx_ratio': 1, 'ppo__kl_target': 1.0,
@@ -86,6 +87,7 @@ def test_a_language_stage_resumes_bit_equal(tmp_path, states):
   straight, resumed = assert_resumes(tmp_path, states, small.recipe(**LANGUAGE), 'sft', 4)
   assert resumed == straight
   assert [json.loads(r)['step'] for r in straight] == [2, 3, 3, 4, 6, 6]
+  assert float(states[0].extras['spike_updates']) == 2
 
 
 def test_ppo_resumes_bit_equal(tmp_path, states):

@@ -216,6 +216,12 @@ CASES = [
     'fail',
   ),
   (
+    checks_ppo.not_hacked,
+    {'summary': {'warnings': []}},
+    {'summary': {'warnings': [{'step': 20, 'text': 'responses are 3 times as long'}]}},
+    'warn',
+  ),
+  (
     checks_ppo.kl_within_budget,
     {**validated('kl', 0, 1.0), 'summary': {'max_kl': 1.0}},
     {**validated('kl', 0, 1.1), 'summary': {'max_kl': 1.0}},

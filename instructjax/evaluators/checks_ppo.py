@@ -153,6 +153,17 @@ def not_overoptimised(e: Evidence) -> Check:
   return Check(e.stage, name, expected, seen, status, hint)
 
 
+def not_hacked(e: Evidence) -> Check:
+  name, expected = 'no sign of reward hacking', 'no limit of ppo.watch passed'
+  found = e.summary.get('warnings')
+  if found is None:
+    return absent(e.stage, name, expected, 'the watch')
+  seen = '; '.join(f'after step {one["step"]} {one["text"]}' for one in found)
+  hint = 'read late samples; raise kl_coef, stop earlier, or improve the reward model'
+  return Check(
+    e.stage, name, expected, seen if seen else 'none', WARN if found else PASS, hint)
+
+
 def kl_within_budget(e: Evidence) -> Check:
   limit, kl = e.number('max_kl'), e.last('kl', 'valid')
   name = 'KL within its budget'

@@ -43,6 +43,14 @@ def _features(tokens: Sequence[str], longest: int) -> set[str]:
   return found | {f'{t} (x{_REPEATS} or more)' for t, c in counts.items() if c >= _REPEATS}
 
 
+def rate_of(phrase: str, responses: Sequence[Sequence[str]]) -> float:
+  """Share of the tokenised responses (`words_of`) in which a phrase occurs."""
+  words = words_of(phrase)
+  n = len(words)
+  return sum(any(list(r[i : i + n]) == words for i in range(len(r) - n + 1))
+             for r in responses) / len(responses)
+
+
 def _telling(feature: str) -> tuple[bool, int, str]:
   """Order among features of the same responses: those that name a place first, then the longest."""
   return BEGIN in feature or END in feature, len(feature), feature

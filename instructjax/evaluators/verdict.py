@@ -44,6 +44,7 @@ CHECKS: dict[str, tuple[Callable[[Evidence], Check], ...]] = {
     checks_ppo.responses_end,
     checks_ppo.reward_rises,
     checks_ppo.not_overoptimised,
+    checks_ppo.not_hacked,
     checks_ppo.kl_within_budget,
     checks_ppo.pretraining_kept,
     checks_ppo.terms_not_opposed,

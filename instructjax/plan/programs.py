@@ -20,7 +20,7 @@ from instructjax.models.flops import Work
 from instructjax.plan import made_up
 from instructjax.profiling import PartTimer
 from instructjax.sampling import Sampling
-from instructjax.stages import dpo, language, ppo, reward_model, training
+from instructjax.stages import dpo, feed, language, ppo, reward_model, training
 from instructjax.stages.context import Context
 from instructjax.stopping import Stopper
 from instructjax.train_state import TrainState
@@ -136,7 +136,7 @@ def plan_stage(ctx: Context, name: str) -> Planned:
   built = [job.build(step)[0] for step in range(min(batches, job.steps))]
   widest, filling = {}, {}
   for stream in built[0]:
-    records, works = zip(*(training.with_work(batch[stream]) for batch in built))
+    records, works = zip(*(feed.with_work(batch[stream]) for batch in built))
     widest[stream] = max(records, key=_places)
     filling[stream] = Filling(
       _mean(works), round(sum(_places(record) for record in records) / len(built)))

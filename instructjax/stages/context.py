@@ -5,8 +5,8 @@ import json
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import jax
 from jax.sharding import Mesh
@@ -38,6 +38,7 @@ class Context:
     rejected: rows set aside while reading; stages add to it and write it.
     stopper: set by SIGTERM and SIGINT.
     profile: the steps to trace, or None.
+    instead: what is done with a training stage in place of training it, or None; does not return.
     borders: kinds of data whose border between prompt and response has been looked at.
   """
 
@@ -49,6 +50,7 @@ class Context:
   rejected: Rejected
   stopper: Stopper
   profile: ProfiledSteps | None = None
+  instead: Callable[[Any], NoReturn] | None = None
   borders: set[str] = dataclasses.field(default_factory=set)
 
   def directory(self, stage: str) -> pathlib.Path:

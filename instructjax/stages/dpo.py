@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from instructjax import config as config_lib
-from instructjax import sharding
+from instructjax import sharding, spikes
 from instructjax.algorithms import dpo
 from instructjax.data.order import Sequential, Shuffled
 from instructjax.data.pipeline import PreferenceLoader
@@ -93,11 +93,14 @@ def job(
   return training.Job(
     network={'policy': 'policy', 'ref': 'ref'} if online else {'policy': 'policy'},
     algorithm=dpo.make_dpo(
-      model, ref, beta=c.beta, label_smoothing=c.label_smoothing, pair_divisor=c.pair_divisor),
+      model, ref, beta=c.beta, label_smoothing=c.label_smoothing,
+      pair_divisor=c.pair_divisor)._replace(guard=spikes.make_guard(c.spike)),
     optimizers={'policy': c.optimizer},
     build=lambda step: ({'preferences': loader.shard(step)}, None),
-    steps=training.stage_steps(c, len(found)), extras={}, averaging=Averaging(0.0, 'step'),
-    ema_roles=(), work=training.trained(model, 'preferences', ref=ref if online else None)), loader
+    rows=lambda step: {'preferences': loader.ids(step)},
+    steps=training.stage_steps(c, len(found)), extras=spikes.initial(c.spike),
+    averaging=Averaging(0.0, 'step'), ema_roles=(),
+    work=training.trained(model, 'preferences', ref=ref if online else None)), loader
 
 
 def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from instructjax import config as config_lib
-from instructjax import sharding
+from instructjax import sharding, spikes
 from instructjax.algorithms import language_model
 from instructjax.data import items
 from instructjax.data.border import Pair
@@ -105,11 +105,14 @@ def job(ctx: Context, name: str, c) -> tuple[training.Job, LanguageLoader]:
     row_length=c.row_length)
   return training.Job(
     network={'policy': _role(c)},
-    algorithm=language_model.make_language_model(model, unit='token', z_loss=c.z_loss),
+    algorithm=language_model.make_language_model(model, unit='token', z_loss=c.z_loss)._replace(
+      guard=spikes.make_guard(c.spike)),
     optimizers={'policy': c.optimizer},
     build=lambda step: ({'examples': loader.shard(step)}, None),
-    steps=training.stage_steps(c, examples), extras={}, averaging=Averaging(0.0, 'step'),
-    ema_roles=(), work=training.trained(model, 'examples')), loader
+    rows=lambda step: {'examples': loader.ids(step)},
+    steps=training.stage_steps(c, examples), extras=spikes.initial(c.spike),
+    averaging=Averaging(0.0, 'step'), ema_roles=(),
+    work=training.trained(model, 'examples')), loader
 
 
 def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 
 from instructjax import config as config_lib
-from instructjax import sharding, train_state
+from instructjax import sharding, spikes, train_state
 from instructjax.algorithms import language_model, ppo, rollout
 from instructjax.data import items, rules
 from instructjax.data.order import Shuffled
 from instructjax.data.pipeline import PromptLoader
-from instructjax.evaluators.policy import PolicyEvaluator, SampledResponses
+from instructjax.evaluators import hacking
+from instructjax.evaluators.policy import PolicyEvaluator
 from instructjax.hooks import read_metrics
 from instructjax.loop import Averaging
 from instructjax.models import flops, heads
@@ -60,7 +61,7 @@ def check_config(name: str, c, limits) -> None:
   Raises:
     ValueError: the episodes do not split, rollouts are not the policy's own distribution, a reward
       function cannot be loaded, `release` is unknown, a row is too short for an episode,
-      `refuse_provenance` holds no words.
+      `refuse_provenance` holds no words, a limit of the watch makes no sense.
   """
   settings = ppo.make_settings(c)
   splits = settings.splits
@@ -74,6 +75,7 @@ def check_config(name: str, c, limits) -> None:
     load_function(function)
   config_lib.require_choice(f'{name}.release', c.release, ('raw', 'ema'))
   rules.check_words(f'{name}.refuse_provenance', c.refuse_provenance)
+  hacking.check_config(f'{name}.watch', c.watch)
   if c.rollout_slots is not None:
     config_lib.require_range(f'{name}.rollout_slots', c.rollout_slots, 1)
   if c.timing_steps is not None:
@@ -101,6 +103,8 @@ class _Validation:
     text = ctx.config[c.text_stage]
     self._text = language.held_out(ctx, text, 'pretrain', 'valid', text.valid_examples)
     self._key = ctx.key(f'{name} validation')
+    self._start: hacking.Said | None = None
+    self.watch = hacking.Watch(c.watch, c.max_kl)
     self.shown = []
 
   def __call__(self, step: int, state) -> dict:
@@ -108,19 +112,29 @@ class _Validation:
     weights = state.params if self._c.release == 'raw' else state.ema
     policy = weights['policy']
     responses = self._evaluator.sample(policy, prompts.tokens, self._key, samples=1)
-    few = sampling.texts(ctx, SampledResponses(*(x[:3] for x in responses)))
-    self.shown = [{'prompt': p.prompt, 'response': r[0]} for p, r in zip(prompts.prompts, few)]
+    texts = sampling.texts(ctx, responses)
+    self.shown = [{'prompt': p.prompt, 'response': r[0]}
+                  for p, r in zip(prompts.prompts[:3], texts)]
+    now = hacking.said(responses, texts)
     values = {
       'kl': float(self._evaluator.kl(
         policy, self._frozen['ref'], prompts.tokens, responses).mean()),
-      'length': float(responses.lengths().mean()), 'end_rate': float(responses.ended.mean()),
+      'length': now.length, 'end_rate': now.end_rate, 'entropy': now.entropy,
       'pretrain/loss': self._text.run(policy).mean()}
     if 'reward' in self._frozen:
       values['score'] = float(self._evaluator.scores(
         ctx.model('reward'), self._frozen['reward'], prompts.tokens, responses).mean())
     if ctx.corpus.has_gold:
       values['gold'] = float(np.mean(sampling.gold_scores(ctx, prompts.prompts, responses)))
-    return values
+    if self._start is None:
+      self._start = self._of_reference()
+    return {**values, **self.watch.look(step, values['kl'], now, self._start)}
+
+  def _of_reference(self) -> hacking.Said:
+    """Sampled anew by every process that goes on: with the same key, so it says the same."""
+    responses = self._evaluator.sample(
+      self._frozen['ref'], self._prompts.tokens, self._key, samples=1)
+    return hacking.said(responses, sampling.texts(self._ctx, responses))
 
 
 def released(valid: list[dict], max_kl: float) -> dict:
@@ -151,7 +165,7 @@ def job(ctx: Context, name: str, c, timer: PartTimer) -> training.Job:
     mark=timer.mark)
   algorithm = language_model.with_ptx(
     ppo.make_ppo(settings, policy, value, ref, collect), policy, ptx_coef=c.ptx_coef,
-    unit=c.ptx_unit)
+    unit=c.ptx_unit)._replace(guard=spikes.make_guard(c.spike))
 
   prompts = sampling.prompt_set(ctx, 'ppo', refuse_provenance=c.refuse_provenance)
   loader = PromptLoader(
@@ -170,11 +184,16 @@ def job(ctx: Context, name: str, c, timer: PartTimer) -> training.Job:
       rows = [rollout.PromptRow(p.prompt, p) for p in chosen]
     return streams, rows
 
+  def ids(step: int):
+    found = {'prompts': [(prompts.prompts[i].id,) for i in loader.indices(step)]}
+    return found if text is None else {**found, 'pretrain': text.ids(step)}
+
   network = {'policy': 'policy', 'value': 'value', 'ref': 'ref'}
   return training.Job(
     network=network if c.reward is None else {**network, 'reward': 'reward'},
     algorithm=algorithm, optimizers={'policy': c.policy_optimizer, 'value': c.value_optimizer},
-    build=build, steps=c.train_steps, extras={'kl_coef': c.kl_coef},
+    build=build, rows=ids, steps=c.train_steps,
+    extras={'kl_coef': c.kl_coef, **spikes.initial(c.spike)},
     averaging=Averaging(c.ema_decay, c.ema_unit), ema_roles=('policy',),
     work=_work(c, policy, value, ref))
 
@@ -201,8 +220,9 @@ def run(ctx: Context, name: str, c) -> tuple[dict, list[dict]]:
     shown=('rollout/score', 'rollout/kl', 'rollout/length', 'ptx/loss'),
     stop=lambda m: (f'KL {m["rollout/kl"]:.2f} passed stop_kl {c.stop_kl}'
                     if c.stop_kl is not None and m['rollout/kl'] > c.stop_kl else None),
-    validate_start=True, samples=lambda: validation.shown, timer=timer))
-  return _results(ctx, name, c, trained.checkpoint, trained.kept)
+    validate_start=True, samples=lambda: validation.shown, timer=timer, watch=validation.watch))
+  summary, rows = _results(ctx, name, c, trained.checkpoint, trained.kept)
+  return {**summary, 'warnings': validation.watch.crossed}, rows
 
 
 def _work(c, policy: ModelConfig, value: ModelConfig, ref: ModelConfig):

@@ -5,6 +5,7 @@ over labelers, labels that were turned. Row shapes and steps are fixed by the wh
 compiled step and one compiled evaluation serve all of them.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from instructjax import loop, optimizer, sharding, train_state
+from instructjax import loop, optimizer, sharding, spikes, train_state
 from instructjax.algorithms.reward_model import make_reward_model
 from instructjax.data import items as data_items
 from instructjax.data.order import Sequential, Shuffled
@@ -23,7 +24,8 @@ from instructjax.data.placement import ranking_sizes, suggest_slots
 from instructjax.data.records import Ranking
 from instructjax.display import Progress
 from instructjax.evaluators.rankings import RankingEvaluator
-from instructjax.stages import training
+from instructjax.metrics import FAULTS, Faults
+from instructjax.stages import aside, feed, training
 from instructjax.stages.context import Context
 from instructjax.stages.reward_model import load_rankings
 
@@ -109,7 +111,8 @@ class RepeatedRewardModel:
       usual, Shuffled(len(usual), 0, [i.group.tokens for i in usual]), c.batch_size,
       c.microbatches, None).row_shapes
     self._algorithm = make_reward_model(
-      ctx.model('reward', dropout=c.dropout), pair_divisor=c.pair_divisor)
+      ctx.model('reward', dropout=c.dropout), pair_divisor=c.pair_divisor)._replace(
+        guard=spikes.make_guard(c.spike))
     self._averaging = loop.Averaging(c.ema_decay, 'step')
     self.steps, self._optimizers, self._schedules = 0, {}, {}
     self._step_fn, self._starts = None, {}
@@ -160,7 +163,8 @@ class RepeatedRewardModel:
 
     Raises:
       Stopped: a signal asked to stop.
-      FloatingPointError: a loss or gradient was not finite.
+      FloatingPointError: something was nan or infinite; the batch is written aside.
+      aside.Spike: an update stood out, and the settings say to stop.
     """
     ctx, c = self._ctx, self._c
     mine = [rows[i] for i in chosen]
@@ -175,29 +179,52 @@ class RepeatedRewardModel:
     loader = self._loader(found, order, c.batch_size, c.microbatches, self._shapes)
     state = train_state.make_state(
       {'reward': self._start(seed)}, self._optimizers,
-      ema_roles=('reward',) if c.ema_decay else (), extras={}, mesh=ctx.mesh)
+      ema_roles=('reward',) if c.ema_decay else (), extras=spikes.initial(c.spike), mesh=ctx.mesh)
     if self._step_fn is None:
       self._step_fn = loop.compile_step(
         self._algorithm, self._optimizers, self._schedules, self._averaging, state, {}, ctx.mesh)
-    feed = training.Feed(
-      ctx.mesh, lambda step: ({'rankings': loader.shard(step)}, None), 0, self.steps)
+    batches = aside.Batches(
+      lambda step: ({'rankings': loader.shard(step)}, None),
+      lambda step: {'rankings': loader.ids(step)})
+    faults = []
+    with contextlib.closing(
+        feed.Feed(ctx.mesh, batches.build, 0, self.steps)) as fed:
 
-    def hook(step, state, metrics):
-      del state, metrics
-      progress(sum(w.tokens for w in feed.take_work().values()))
-      return ctx.stopper.should_stop(step) and step < self.steps
+      def hook(step, state, metrics):
+        faults.append(metrics[FAULTS])
+        if not step % c.log_steps or step == self.steps:
+          self._check(label, batches, step, state, faults)
+          faults.clear()
+        progress(sum(w.tokens for w in fed.take_work().values()))
+        return ctx.stopper.should_stop(step) and step < self.steps
 
-    state = loop.run(self._algorithm, self._step_fn, state, {}, feed, self.steps,
-                     jax.random.fold_in(ctx.key(f'{self._name} {label}'), seed), (hook,))
-    feed.close()
-    done, bad = (int(x) for x in jax.device_get((state.step, state.bad_step)))
-    if bad >= 0:
-      raise FloatingPointError(
-        f'{self._name}: loss or gradient of {label} was not finite at step {bad + 1}; lower the '
-        'learning rate')
+      state = loop.run(self._algorithm, self._step_fn, state, {}, fed, self.steps,
+                       jax.random.fold_in(ctx.key(f'{self._name} {label}'), seed), (hook,))
+    done = int(jax.device_get(state.step))
     if done < self.steps:
       raise training.Stopped(f'stage {self._name} was stopped in {label}; what is whole is saved')
     return (state.ema if c.ema_decay else state.params)['reward']
+
+  def _check(
+    self, label: str, batches: aside.Batches, step: int, state, faults: Sequence[Faults]
+  ) -> None:
+    """Raises where one of the last steps, up to `step`, must not count."""
+    found, bad, spike = jax.device_get(
+      (faults, state.bad_step, state.extras.get(spikes.STEP, -1)))
+    if bad >= 0:
+      tensors = found[int(bad) - step + len(found)].found()
+      directory = aside.write(
+        self._ctx, self._name, int(bad) + 1, batches, {
+          'kind': 'not finite', 'of': label, 'tensors': tensors, 'checkpoint': None}, under=label)
+      raise aside.not_finite(
+        f'{self._name} ({label})', int(bad) + 1, list(tensors), batches.rows(int(bad)), directory,
+        'Mend what it is, leave the rows out, or lower the learning rate.')
+    if spike >= 0:
+      rows = aside.rows_in_words(batches.rows(int(spike)))
+      raise aside.Spike(
+        f'stage {self._name} ({label}): the update of step {int(spike) + 1} stands out, and '
+        f'{self._c.kind}.spike.action is stop. Rows of its batch: {rows}. Set it to skip, raise '
+        'its factor, or lower the learning rate')
 
   def scores(self, params) -> Float[np.ndarray, 'S K']:
     """Scores of the responses of every sheet, 0 in empty places."""

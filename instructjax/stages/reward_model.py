@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from instructjax import sharding
+from instructjax import sharding, spikes
 from instructjax.algorithms.reward_model import make_reward_model
 from instructjax.checkpoint import Checkpoints
 from instructjax.data import items
@@ -113,10 +113,12 @@ def job(ctx: Context, name: str, c, held_out=()) -> tuple[training.Job, RankingL
     responses=max(len(i.group.branches) for i in [*found, *held_out]))
   return training.Job(
     network={'reward': 'reward'},
-    algorithm=make_reward_model(model, pair_divisor=c.pair_divisor),
+    algorithm=make_reward_model(model, pair_divisor=c.pair_divisor)._replace(
+      guard=spikes.make_guard(c.spike)),
     optimizers={'reward': c.optimizer},
     build=lambda step: ({'rankings': loader.shard(step)}, None),
-    steps=training.stage_steps(c, len(found)), extras={},
+    rows=lambda step: {'rankings': loader.ids(step)},
+    steps=training.stage_steps(c, len(found)), extras=spikes.initial(c.spike),
     averaging=Averaging(c.ema_decay, 'step'), ema_roles=('reward',) if c.ema_decay else (),
     work=training.trained(model, 'rankings', logits=False)), loader
 

@@ -1,39 +1,29 @@
 """One training stage: state, resume, hooks, loop, result (floor 8)."""
 
 import contextlib
-import math
-import time
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-import jax
+from rich.text import Text
 
 from instructjax import config as config_lib
-from instructjax import distributed, loop, optimizer, sharding, train_state
+from instructjax import distributed, loop, optimizer, train_state
 from instructjax.algorithm import Algorithm
 from instructjax.checkpoint import Checkpoints
-from instructjax.data.pipeline import Shard
-from instructjax.data.prefetch import prefetch
 from instructjax.display import Progress, sample_table, say
+from instructjax.evaluators.hacking import Watch
 from instructjax.hooks import MetricsWriter
-from instructjax.losses.policy import explained_variance
-from instructjax.metrics import (
-  Mean,
-  compute_metrics,
-  merge_metrics,
-  pack_metrics,
-  unpack_metrics,
-)
 from instructjax.models import flops
-from instructjax.models.flops import Work, work_of
+from instructjax.models.flops import Work
 from instructjax.models.transformer import ModelConfig
 from instructjax.profiling import PartTimer, StepProfiler
+from instructjax.stages import saved
+from instructjax.stages.aside import LastBatch
 from instructjax.stages.context import Context
+from instructjax.stages.feed import Feed
+from instructjax.stages.lines import Log, Stopping
 from instructjax.stopping import Stopped
 from instructjax.train_state import TrainState
-
-# Items of a checkpoint. 'params' alone is what a later stage starts from.
-ITEMS = ('step', 'params', 'opt_state', 'ema', 'extras', 'bad_step')
 
 
 def stage_steps(c, examples: int) -> int:
@@ -59,64 +49,6 @@ class Trained(NamedTuple):
   kept: list[int]
 
 
-class _Note(NamedTuple):
-  """What a checkpoint notes besides arrays, so that a resumed run writes what it would have.
-
-  Attributes:
-    stage: its name.
-    pending: packed metrics since the last line of metrics.jsonl.
-    owed: whether this step's validation is still to be done, since a signal cut it short.
-    stopped: why training ended before its last step, or None.
-    kept: steps up to here whose checkpoints stay.
-  """
-
-  stage: str
-  pending: dict
-  owed: bool
-  stopped: str | None
-  kept: list[int]
-
-
-def with_work(stream: Any) -> tuple[Any, Work]:
-  """A stream of a batch, or a `Shard` of it, as its record and the work of the whole batch."""
-  return stream if isinstance(stream, Shard) else (stream, work_of(stream))
-
-
-class Feed:
-  """Batches on the devices, built one step ahead by a thread.
-
-  Args:
-    mesh: streams are split over its data and fsdp axes.
-    build: step -> (streams of numpy arrays or `Shard`s of them, host rows or None).
-    start, stop: steps.
-  """
-
-  def __init__(self, mesh, build: Callable[[int], tuple[dict, Any]], start: int, stop: int):
-    self._mesh = mesh
-    self._batches = prefetch(build, start, stop)
-    self._work: dict[str, Work] = {}
-
-  def __call__(self, step: int) -> dict:
-    del step  # the prefetcher goes through the same steps in order
-    streams, records = next(self._batches)
-    batch = {}
-    for name, stream in streams.items():
-      stream, work = with_work(stream)
-      self._work[name] = self._work.get(name, Work()) + work
-      batch[name] = sharding.put_batch(self._mesh, stream, axis=0 if name == 'prompts' else 1)
-    if records is not None:
-      batch['records'] = records
-    return batch
-
-  def take_work(self) -> dict[str, Work]:
-    """What each stream held since the last call."""
-    taken, self._work = self._work, {}
-    return taken
-
-  def close(self) -> None:
-    self._batches.close()
-
-
 class Job(NamedTuple):
   """What a training stage computes: all that is known before there are parameters.
 
@@ -130,6 +62,7 @@ class Job(NamedTuple):
   algorithm: Algorithm
   optimizers: dict
   build: Callable
+  rows: Callable
   steps: int
   extras: dict
   averaging: loop.Averaging
@@ -152,8 +85,9 @@ class Stage(NamedTuple):
     frozen: parameters by role that only score.
     optimizers: config by trained role.
     build: step -> (streams, host rows), see `Feed`.
+    rows: step -> by stream the ids of the data rows that each place of its batch comes from.
     steps: outer steps.
-    extras: initial adaptive coefficients.
+    extras: initial adaptive coefficients, and `spikes.initial`.
     averaging: of the roles in `ema_roles`.
     validate: (step, state) -> dict of validation numbers.
     keep: steps whose checkpoints are kept for ever.
@@ -163,6 +97,7 @@ class Stage(NamedTuple):
     validate_start: validate the initial parameters as step 0 too.
     samples: () -> rows of a sample table, from the last validation; [] shows none.
     timer: of the parts of a step; 'training' is marked here, the others by the algorithm.
+    watch: what `validate` finds of reward hacking, or None.
   """
 
   name: str
@@ -172,6 +107,7 @@ class Stage(NamedTuple):
   frozen: dict
   optimizers: dict
   build: Callable
+  rows: Callable
   steps: int
   extras: dict
   averaging: loop.Averaging
@@ -184,86 +120,12 @@ class Stage(NamedTuple):
   validate_start: bool
   samples: Callable
   timer: PartTimer = PartTimer(None)
+  watch: Watch | None = None
 
-
-def derived(computed: dict[str, float]) -> dict[str, float]:
-  """Numbers that are no mean of anything, made of those that are."""
-  out = dict(computed)
-
-  def deviation(mean, square):
-    return math.sqrt(max(out.pop(square) - out[mean] ** 2, 0.0))
-
-  if 'value/error_square' in out:
-    out['value/explained_variance'] = explained_variance(out)
-  if 'rollout/score_square' in out:
-    out['rollout/score_std'] = deviation('rollout/score', 'rollout/score_square')
-  if 'policy/advantage_square' in out:
-    out['policy/advantage_std'] = deviation('policy/advantage_mean', 'policy/advantage_square')
-  if 'policy/log_ratio_max_first' in out:
-    out['policy/first_log_ratio_max'] = out.pop('policy/log_ratio_max_first')
-    out['policy/first_loss'] = out.pop('policy/loss_first')
-  if 'policy/entropy' in out:
-    out['rollout/entropy'] = out.pop('policy/entropy')
-  return out
-
-
-class _Log:
-  """Every `every` steps: fetch, check health, write, show."""
-
-  def __init__(self, stage: Stage, writer, progress, feed, peak: float | None, note: _Note):
-    self._stage, self._writer, self._progress, self._feed = stage, writer, progress, feed
-    # Of all devices together, FLOP/s.
-    self._peak = peak
-    # Since the last line: metrics on the device, and before them some that were fetched and merged.
-    self._pending, self._merged = [], unpack_metrics(note.pending)
-    self._last = time.monotonic()
-    self.reason = note.stopped
-
-  def __call__(self, step: int, state: TrainState, metrics: dict) -> bool:
-    self._pending.append(metrics)
-    c = self._stage.config
-    # A checkpoint takes no pending metrics along, so they are written out before each one.
-    due = not step % c.log_steps or not step % c.checkpoint_steps or step in self._stage.keep
-    return self.flush(step, state) if due or step == self._stage.steps else False
-
-  def flush(self, step: int, state: TrainState) -> bool:
-    """Writes the line of the steps since the last one, if any; True to stop after this step."""
-    merged = self._fetch(state)
-    if not merged:
-      return False
-    self._merged = {}
-    computed = derived({k: float(v) for k, v in compute_metrics(merged).items()})
-    length = merged.get('rollout/length')
-    tokens, done = self._stage.work(
-      self._feed.take_work(), float(length.total) if isinstance(length, Mean) else 0.0)
-    now = time.monotonic()
-    seconds = max(now - self._last, 1e-9)
-    self._last = now
-    computed['tokens_per_second'] = tokens / seconds
-    computed['model_tflops_per_second'] = done / seconds / 1e12
-    if self._peak is not None:
-      computed['fraction_of_peak'] = done / seconds / self._peak
-    computed.update(self._stage.timer.take())
-    self._writer.write(step, 'train', computed)
-    self._progress.update(
-      step, tokens=tokens, metrics={k: computed[k] for k in self._stage.shown if k in computed})
-    self.reason = self._stage.stop(computed)
-    return self.reason is not None
-
-  def pending(self, state: TrainState) -> dict:
-    """What no line holds yet, packed for a checkpoint."""
-    return pack_metrics(self._fetch(state))
-
-  def _fetch(self, state: TrainState) -> dict:
-    fetched, bad_step = jax.device_get((self._pending, state.bad_step))
-    self._pending = []
-    if bad_step >= 0:
-      raise FloatingPointError(
-        f'stage {self._stage.name}: loss or gradient was not finite at step {int(bad_step) + 1}; '
-        'nothing after it was saved. Lower the learning rate, or look at that batch.')
-    for one in fetched:
-      self._merged = merge_metrics(self._merged, one)
-    return self._merged
+  @property
+  def crossed(self) -> list[dict]:
+    """What the watch has found so far."""
+    return [] if self.watch is None else self.watch.crossed
 
 
 def trained(
@@ -292,17 +154,6 @@ def _wandb(config, stage: str) -> dict | None:
   return {'name': stage, **given} if config.project is not None else None
 
 
-def _items(state: TrainState) -> dict:
-  scalars = ('step', 'bad_step')
-  items = {name: getattr(state, name) for name in ITEMS if name not in scalars}
-  return {**items, 'counters': {name: getattr(state, name) for name in scalars}}
-
-
-def _from_items(items: dict) -> TrainState:
-  counters = items['counters']
-  return TrainState(**{k: v for k, v in items.items() if k != 'counters'}, **counters)
-
-
 def make_optimizers(stage: Stage | Job) -> tuple[dict, dict]:
   """(optimizers, schedules) by trained role."""
   made = {role: optimizer.make_optimizer(
@@ -319,8 +170,11 @@ def run(ctx: Context, stage: Stage) -> Trained:
       config says; no checkpoint of it is whole.
     Stopped: a signal asked to stop; all is saved.
     OSError: a checkpoint could not be written.
-    FloatingPointError: a loss or gradient was not finite.
+    FloatingPointError: something was nan or infinite; see `aside`.
+    aside.Spike: an update stood out, and the config says to stop; the state before it is saved.
   """
+  if ctx.instead is not None:
+    ctx.instead(stage)
   config_lib.require_range(f'{stage.name}.ema_decay', stage.averaging.decay, 0.0, 1 - 1e-9)
   optimizers, schedules = make_optimizers(stage)
   state = train_state.make_state(
@@ -330,12 +184,14 @@ def run(ctx: Context, stage: Stage) -> Trained:
   with Checkpoints(
       directory / 'checkpoints', keep_last=2, keep_steps=lambda step: step in keep) as checkpoints:
     latest = checkpoints.newest_whole()
-    note = _Note(stage.name, {}, False, None, [])
+    note = saved.Note(stage.name, {}, False, None, [], [])
     if latest is not None:
       _require_steps(stage, latest)
-      state = _from_items(checkpoints.load(latest, _items(train_state.abstract_of(state))))
+      state = saved.load(checkpoints.path(latest), state)
       note = note._replace(**checkpoints.metadata(latest))
       keep |= set(note.kept)
+    if stage.watch is not None:
+      stage.watch.restore(note.crossed)
     start = latest if latest is not None else 0
     tracking = ctx.config.tracking
     with MetricsWriter(
@@ -343,20 +199,23 @@ def run(ctx: Context, stage: Stage) -> Trained:
         wandb=_wandb(tracking.wandb, stage.name), owed=('valid',) if note.owed else ()
     ) as writer, Progress(stage.name, stage.steps, start) as progress, contextlib.closing(
         Feed(ctx.mesh, stage.build, start, stage.steps)) as feed:
-      log = _Log(stage, writer, progress, feed, _peak(ctx), note)
+      collect = LastBatch(stage.algorithm.collect)
+      log = Log(stage, writer, progress, feed, _peak(ctx), note, state, Stopping(
+        ctx, stage, checkpoints, writer, keep, collect))
       trainer = _Hooks(ctx, stage, keep, checkpoints, writer, progress, log)
       if latest is not None:
         progress.print(f'{stage.name}: goes on from step {latest}')
       if note.owed or (latest is None and stage.validate_start):
         trainer.write_validation(start, state)
-      if start < stage.steps and note.stopped is None:
+      if start < stage.steps and log.reason is None:
         step_fn = loop.compile_step(
           stage.algorithm, optimizers, schedules, stage.averaging, state, stage.frozen, ctx.mesh)
-        checkpoints.require_room(_items(state))
+        checkpoints.require_room(saved.items_of(state))
         profiler = StepProfiler(ctx.profile, stage.name, directory)
         profiler.begin(start + 1)
         state = loop.run(
-          stage.algorithm, step_fn, state, stage.frozen, feed, stage.steps, ctx.key(stage.name),
+          stage.algorithm._replace(collect=collect), step_fn, state, stage.frozen, feed,
+          stage.steps, ctx.key(stage.name),
           (trainer.begin, profiler, stage.timer, log, trainer.validate, trainer.save))
         profiler.end()
     last = checkpoints.latest()
@@ -382,7 +241,7 @@ def _require_steps(stage: Stage, latest: int) -> None:
 class _Hooks:
   """Of the loop: validate, save, and leave when asked to."""
 
-  def __init__(self, ctx: Context, stage: Stage, keep, checkpoints, writer, progress, log: _Log):
+  def __init__(self, ctx: Context, stage: Stage, keep, checkpoints, writer, progress, log: Log):
     self._stopper, self._stage, self._keep = ctx.stopper, stage, keep
     self._checkpoints, self._writer = checkpoints, writer
     self._progress, self._log = progress, log
@@ -398,13 +257,17 @@ class _Hooks:
   def _stopping(self) -> bool:
     return self._asked or self._stopper.requested
 
-  def validate(self, step: int, state: TrainState, metrics: dict) -> None:
-    """Where it is due; left to the resumed run where a signal does not wait for it."""
+  def validate(self, step: int, state: TrainState, metrics: dict) -> bool:
+    """Where it is due; left to the resumed run where a signal does not wait for it.
+
+    True where the watch stops the run.
+    """
     del metrics
     c = self._stage.config
     due = (c.valid_steps and step % c.valid_steps == 0) or step == self._stage.steps
     self._owed = False
     if due or step in self._keep or self._log.reason is not None:
+      self._log.check(state)
       self._owed = self._stopping
       if not self._owed:
         try:
@@ -412,10 +275,17 @@ class _Hooks:
             self.write_validation(step, state)
         except Stopped:
           self._owed = True
+    return self._log.reason is not None
 
   def write_validation(self, step: int, state: TrainState) -> None:
     """The line of split 'valid', and a few samples on the screen."""
     self._writer.write(step, 'valid', self._stage.validate(step, state))
+    if (watch := self._stage.watch) is not None:
+      for line in watch.news():
+        self._progress.print(Text(f'WARNING {self._stage.name}: {line}', style='bold red'))
+      if self._log.reason is None and watch.reason is not None:
+        self._log.reason = watch.reason
+        self._keep.add(step)
     if rows := self._stage.samples():
       sample_table(
         rows, title=f'{self._stage.name} after step {step}', console=self._progress.console)
@@ -428,9 +298,9 @@ class _Hooks:
     if self._log.reason is not None:
       self._keep.add(step)
     if due or stopping or self._log.reason is not None:
-      note = _Note(
+      note = saved.Note(
         self._stage.name, self._log.pending(state), self._owed, self._log.reason,
-        sorted(s for s in self._keep if s <= step))
+        sorted(s for s in self._keep if s <= step), self._stage.crossed)
       self._writer.sync()
-      self._checkpoints.save(step, _items(state), note._asdict())
+      self._checkpoints.save(step, saved.items_of(state), note._asdict())
     return stopping and step != self._stage.steps
