@@ -57,13 +57,16 @@ CHECKS = {
   'noise': noise.check_config}
 
 # What may differ when a run goes on in its directory. All other fields are fixed: those of a stage
-# once it has begun, those that all stages share from the start.
-MAY_CHANGE = ('stages', 'tracking', 'title', 'needs', 'plan')
-# The same, of a stage that has begun: what extends it, and what only says when to look and save.
+# once it has begun, those that all stages share from the start. On which devices what lies, `mesh`
+# and `rules`, changes no number beyond rounding.
+MAY_CHANGE = ('stages', 'tracking', 'title', 'needs', 'plan', 'mesh', 'rules')
+# The same, of a stage that has begun: what extends it, what only says when to look and save, and
+# what fits it to other devices. (ppo's ptx_microbatches decides which text is in which minibatch.)
 DURATIONS = ('train_steps', 'train_epochs')
 # `watch` says when to warn, `spike` what becomes of a batch that a run cannot take.
 STAGE_MAY_CHANGE = (
-  *DURATIONS, 'log_steps', 'valid_steps', 'checkpoint_steps', 'timing_steps', 'watch', 'spike')
+  *DURATIONS, 'log_steps', 'valid_steps', 'checkpoint_steps', 'timing_steps', 'watch', 'spike',
+  'microbatches', 'rollout_slots')
 
 
 def check(config, workdir: pathlib.Path) -> None:

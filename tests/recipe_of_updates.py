@@ -2,7 +2,8 @@
 
   --config=tests/recipe_of_updates.py:CHECKPOINT      the directory of one step, `small.save_fresh`
 
-The rankings are those that `make_rankings` has put where stage `collect` would have.
+The rankings are those that `make_rankings` has put where stage `collect` would have. `witness`
+writes down what the stages are fed, where it is asked to.
 """
 
 import gzip
@@ -10,6 +11,7 @@ import json
 
 import numpy as np
 import small
+import witness
 
 STAGES = ('sft', 'reward_model', 'dpo', 'ppo')
 STEPS = 3
@@ -17,9 +19,12 @@ STEPS = 3
 
 def get_config(checkpoint):
   """sft, reward_model, dpo and ppo, each from `checkpoint`."""
+  witness.install()
   config = small.recipe(
     'test,dpo', stages=STAGES,
-    sft__init=checkpoint, sft__candidates=0,
+    # The rankings are not of this sft, so that it can go on.
+    collect__policy=checkpoint,
+    sft__init=checkpoint, sft__candidates=0, sft__dropout=0.1, sft__pretrain_share=0.25,
     reward_model__init=checkpoint, reward_model__ema_decay=0.0, reward_model__batch_size=8,
     dpo__init=checkpoint, dpo__ref=checkpoint, dpo__batch_size=8,
     ppo__init=checkpoint, ppo__ref=checkpoint, ppo__reward=checkpoint, ppo__batch_size=8,

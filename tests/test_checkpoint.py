@@ -195,6 +195,22 @@ def test_load_item_casts_floats_where_load_does_not(saved):
     checkpoints.load(5, {'params': wrong})
 
 
+@pytest.mark.parametrize(('stored_as', 'wanted'), [
+  ('float32', 'bfloat16'), ('bfloat16', 'float32'), ('float16', 'float32')])
+def test_parameters_alone_load_across_dtypes_and_meshes(tmp_path, stored_as, wanted):
+  """As if cast on one device: into more bits nothing is lost, into fewer it is rounded once."""
+  there, here = (NamedSharding(_mesh(s), P('fsdp', 'tensor')) for s in ((1, 4, 2), (1, 2, 1)))
+  whole = jax.random.normal(jax.random.key(0), (8, 6)).astype(stored_as)
+  with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+    checkpoints.save(1, {
+      'params': {'policy': {'kernel': jax.device_put(whole, there)}},
+      'opt_state': {'mu': jnp.ones(3)}}, {})
+  target = {'policy': {'kernel': jax.ShapeDtypeStruct((8, 6), wanted, sharding=here)}}
+  loaded = stored.load_item(tmp_path / '1', 'params', target)['policy']['kernel']
+  assert loaded.dtype == wanted and loaded.sharding == here
+  np.testing.assert_array_equal(loaded, whole.astype(wanted))
+
+
 def test_load_item_in_part(saved):
   target = {'policy': {'kernel': jnp.zeros((8, 8))}}
   with pytest.raises(ValueError, match=r'policy/bias: \(8,\) in the checkpoint, not here'):

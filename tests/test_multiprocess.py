@@ -12,19 +12,16 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pytest
 import recipe_of_updates
+import same_run
 import small
+import witness
 
 from instructjax import stored
 from instructjax.hooks import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CLOCKS = ('tokens_per_second', 'model_tflops_per_second', 'seconds/')
-# Rows are as many as divide over the devices.
-LAYOUT = ('rollout/rows', 'rollout/row_slots', 'rollout/row_utilisation')
 
 
 def environment(**variables):
@@ -62,58 +59,29 @@ def start(tmp_path_factory):
 
 
 def updates(processes, start, workdir, *more, devices=1):
-  shutil.copytree(start / 'collect', workdir / 'collect')
+  """Begun, or going on, in `workdir`."""
+  shutil.copytree(start / 'collect', workdir / 'collect', dirs_exist_ok=True)
   return launch(
     processes, f'--config=tests/recipe_of_updates.py:{start}/fresh/1', f'--workdir={workdir}',
-    *more, devices=devices, JAX_DISABLE_MOST_OPTIMIZATIONS='1')
-
-
-def close(a, b, what):
-  """The tolerance of float32: 1e-5 of the largest, or of 1."""
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  assert a.shape == b.shape, what
-  scale = max(1.0, np.abs(b).max(initial=0.0))
-  assert np.abs(a - b).max(initial=0.0) <= 1e-5 * scale, (what, np.abs(a - b).max(), scale)
-
-
-def assert_same_updates(found, reference, stages=recipe_of_updates.STAGES):
-  """Metrics of each step and the parameters after the last."""
-  for stage in stages:
-    ours, theirs = (
-      {(r['step'], r['split']): r for r in read_metrics(place / stage / 'metrics.jsonl')}
-      for place in (found, reference))
-    assert list(ours) == list(theirs) and len(ours) >= recipe_of_updates.STEPS
-    for key, row in theirs.items():
-      assert set(ours[key]) == set(row)
-      for name, value in row.items():
-        if name != 'split' and not name.startswith((*CLOCKS, *LAYOUT)) and not np.isnan(value):
-          close(ours[key][name], value, f'{stage} {key} {name}')
-    path = f'{stage}/checkpoints/{recipe_of_updates.STEPS}'
-    a, b = (load_all(place / path, 'params') for place in (found, reference))
-    for name in b:
-      close(a[name], b[name], f'{stage} {name}')
-
-
-def load_all(path, item):
-  """Every array of an item by name, on the first device."""
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  target = {}
-  for name, (shape, dtype) in stored.describe(path, item).items():
-    *roles, last = name.split('/')
-    level = target
-    for role in roles:
-      level = level.setdefault(role, {})
-    level[last] = jax.ShapeDtypeStruct(shape, dtype, sharding=one)
-  loaded = stored.load_item(path, item, target)
-  return {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(loaded)}
+    *more, devices=devices, JAX_DISABLE_MOST_OPTIMIZATIONS='1',
+    **{witness.VARIABLE: str(workdir / 'witness')})
 
 
 @pytest.fixture(scope='module')
 def one_process(start, tmp_path_factory):
+  """Every stage's first updates, in one process."""
   workdir = tmp_path_factory.mktemp('one')
   code, _, err = finish(updates(1, start, workdir))
   assert code == 0, err
   return workdir
+
+
+def assert_same(found, reference, stages=recipe_of_updates.STAGES, steps=recipe_of_updates.STEPS):
+  """Data and samples to the last token, numbers but for rounding."""
+  fed, expected = (witness.read(place / 'witness') for place in (found, reference))
+  assert {step for _, step, _ in expected} == set(range(steps))
+  assert fed == {key: value for key, value in expected.items() if key[0] in stages}
+  same_run.assert_same_updates(found, reference, stages, steps)
 
 
 def test_two_processes_fine_tune_as_one(start, tmp_path):
@@ -124,7 +92,7 @@ def test_two_processes_fine_tune_as_one(start, tmp_path):
     2, start, places[2], *only, '--config.mesh.fsdp=2', '--preflight=first', '--free_gib=0.01')]
   (code, _, err), (codes, out, errs) = map(finish, begun)
   assert (code, codes) == (0, 0), err + errs
-  assert_same_updates(places[2], places[1], ('sft',))
+  assert_same(places[2], places[1], ('sft',))
   assert 'clocks' in out and 'processes 2, devices 2 (cpu)' in out
   assert out.count('report: ') == 1, 'only the first process speaks'
   said = (places[2] / 'logs' / 'process-1.log').read_text()
@@ -138,7 +106,7 @@ def test_two_processes_make_the_updates_of_one(start, one_process, tmp_path):
   """Every training stage from one checkpoint, sampling and a reward of the host included."""
   code, _, err = finish(updates(2, start, tmp_path, '--config.mesh.fsdp=2'))
   assert code == 0, err
-  assert_same_updates(tmp_path, one_process)
+  assert_same(tmp_path, one_process)
 
 
 @pytest.mark.slow
@@ -147,7 +115,7 @@ def test_two_processes_make_the_updates_of_one(start, one_process, tmp_path):
 def test_four_processes_make_the_updates_of_one(mesh, start, one_process, tmp_path):
   code, _, err = finish(updates(4, start, tmp_path, *mesh))
   assert code == 0, err
-  assert_same_updates(tmp_path, one_process)
+  assert_same(tmp_path, one_process)
 
 
 @pytest.mark.slow
@@ -155,7 +123,32 @@ def test_processes_with_several_devices_each(start, one_process, tmp_path):
   code, _, err = finish(updates(
     2, start, tmp_path, '--config.mesh.tensor=2', '--config.mesh.fsdp=2', devices=2))
   assert code == 0, err
-  assert_same_updates(tmp_path, one_process)
+  assert_same(tmp_path, one_process)
+
+
+@pytest.fixture(scope='module')
+def gone_on(start, one_process, tmp_path_factory):
+  """Three updates more, in one process."""
+  workdir = tmp_path_factory.mktemp('gone_on')
+  shutil.copytree(one_process, workdir, dirs_exist_ok=True)
+  code, _, err = finish(updates(1, start, workdir, *LONGER))
+  assert code == 0, err
+  return workdir
+
+
+# Each stage's length, doubled.
+LONGER = [f'--config.{stage}.train_steps={2 * recipe_of_updates.STEPS}'
+          for stage in recipe_of_updates.STAGES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('first', 'then'), [(1, 2), (2, 1), (2, 4)])
+def test_a_job_goes_on_in_another_number_of_processes(first, then, start, gone_on, tmp_path):
+  """The same data and updates as in one process that goes on in one."""
+  for count, more in ((first, ()), (then, LONGER)):
+    code, _, err = finish(updates(count, start, tmp_path, f'--config.mesh.fsdp={count}', *more))
+    assert code == 0, err
+  assert_same(tmp_path, gone_on, steps=2 * recipe_of_updates.STEPS)
 
 
 @pytest.mark.slow
@@ -164,8 +157,8 @@ def test_the_whole_recipe(processes, tmp_path):
   """Every stage of the quickstart's test, in one process and in several."""
   def whole(count, workdir):
     return finish(launch(
-      count, '--config=configs/quickstart.py:test', f'--workdir={workdir}', '--preflight=first',
-      '--free_gib=1'), 1800)
+      count, '--config=tests/witness.py:test', f'--workdir={workdir}', '--preflight=first',
+      '--free_gib=1', **{witness.VARIABLE: str(workdir / 'witness')}), 1800)
 
   for count, workdir in ((1, tmp_path / 'one'), (processes, tmp_path / 'several')):
     code, out, err = whole(count, workdir)
@@ -183,6 +176,13 @@ def test_the_whole_recipe(processes, tmp_path):
     [r for r in read_metrics(p / 'pretrain' / 'metrics.jsonl') if r['split'] == 'train']
     for p in (several, one))
   assert [r['step'] for r in ours] == [r['step'] for r in theirs]
+  fed, expected = (witness.read(p / 'witness') for p in (several, one))
+  assert set(fed) == set(expected)
+  assert {stage for stage, _, _ in fed} == {'pretrain', 'sft', 'rl_init', 'reward_model', 'ppo'}
+  for key in fed:
+    # Rankings and episodes are what networks have said.
+    if key[2] not in ('rankings', 'episodes'):
+      assert fed[key] == expected[key], key
   # Adam turns rounding into steps of its own size, so what comes later is alike, not equal.
   assert ours[0]['language/loss'] == pytest.approx(theirs[0]['language/loss'], abs=1e-2)
   again = whole(processes, several)
@@ -199,7 +199,7 @@ def busy(workdir, *, silence, processes=2):
     '--config.stages=("pretrain",)', '--config.pretrain.train_steps=100000',
     '--config.pretrain.log_steps=1', f'--silence_seconds={silence}',
     options=('--grace_seconds', '300'), JAX_DISABLE_MOST_OPTIMIZATIONS='1')
-  metrics, until = workdir / 'pretrain' / 'metrics.jsonl', time.monotonic() + 240
+  metrics, until = workdir / 'pretrain' / 'metrics.jsonl', time.monotonic() + 600
   while not (metrics.exists() and metrics.read_text()):
     assert process.poll() is None and time.monotonic() < until, process.communicate()
     time.sleep(0.2)
@@ -232,24 +232,30 @@ def test_all_save_after_the_same_step_and_leave(tmp_path):
 
 @pytest.mark.skipif(not pathlib.Path('/proc/self/task').exists(), reason='needs /proc of Linux')
 @pytest.mark.slow
-@pytest.mark.parametrize(('victim', 'number'), [
-  (1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)])
-def test_a_process_that_dies_takes_the_job_down(victim, number, tmp_path):
+@pytest.mark.parametrize(('victim', 'number', 'processes'), [
+  (1, signal.SIGKILL, 2), (0, signal.SIGKILL, 2), (1, signal.SIGSTOP, 2), (3, signal.SIGKILL, 4),
+  (0, signal.SIGKILL, 4)])
+def test_a_process_that_dies_takes_the_job_down(victim, number, processes, tmp_path):
   """Within the bound, by name; one that only hangs likewise."""
   silence = 10
-  process = busy(tmp_path, silence=silence)
+  process = busy(tmp_path, silence=silence, processes=processes)
   pids = members(process)
-  assert sorted(pids) == [0, 1]
-  os.kill(pids[victim], number)
-  began, other = time.monotonic(), pids[1 - victim]
-  while pathlib.Path(f'/proc/{other}').exists() and time.monotonic() - began < 6 * silence:
+  assert sorted(pids) == list(range(processes))
+  gone = pids.pop(victim)
+  os.kill(gone, number)
+  began = time.monotonic()
+  while time.monotonic() - began < 6 * silence and any(
+      pathlib.Path(f'/proc/{pid}').exists() for pid in pids.values()):
     time.sleep(0.1)
   seconds = time.monotonic() - began
-  for pid in pids.values():
+  for pid in (gone, *pids.values()):
     if pathlib.Path(f'/proc/{pid}').exists():
       os.kill(pid, signal.SIGKILL)
   code, _, err = finish(process, 60)
   assert code != 0
   assert seconds < 3 * silence, seconds
-  said = err if victim else (tmp_path / 'logs' / 'process-1.log').read_text()
-  assert f'task:{victim}' in said or f'process {victim}' in said, said[-3000:]
+  cause = f'process {victim} at ' if victim == 0 else f'process {victim} on '
+  for other in pids:
+    said = (tmp_path / 'logs' / f'process-{other}.log').read_text() if other else err
+    (stops,) = [line for line in said.splitlines() if f': process {other} stops: ' in line]
+    assert cause in stops, said[-3000:]
