@@ -173,6 +173,11 @@ def client():
   return jax_distributed.global_state.client
 
 
+def coordinator() -> str:
+  """'host:port' of process 0, given or found by JAX."""
+  return jax_distributed.global_state.coordinator_address
+
+
 def barrier(name: str, seconds: float = HAND_OVER_SECONDS) -> None:
   """Returns once every process is here.
 

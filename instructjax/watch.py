@@ -19,6 +19,8 @@ from instructjax import distributed
 _POLL_SECONDS = 0.5
 # How long the first process stays once the job has failed: the others hear of it through it.
 _HEARING_SECONDS = 4 * _POLL_SECONDS
+# Of the connection to process 0: how long one may take, and the pause before the next.
+_LINE_SECONDS, _RETRY_SECONDS = 10.0, 0.005
 _ALIVE, _FAILED = 'instructjax/alive', 'instructjax/failed'
 # How XLA, gloo, NCCL and the coordination service begin to say that a connection broke.
 _CONNECTION = re.compile(
@@ -33,13 +35,16 @@ def as_one(job: distributed.Job | None) -> Iterator[None]:
   A process that fails tells the others, which would wait for it in their next collective, and
   leaves at once: the orderly way out would wait for them. One that is killed or hangs tells nobody;
   the first process misses it after `job.silence_seconds` and tells the others. If it is the first
-  one that is gone, JAX's coordination service, which it held, ends the others.
+  one that is gone, the others notice at once, by a connection to it that ends.
   """
   if job is None or jax.process_count() == 1:
     yield
     return
   watch = _Watch(job.silence_seconds)
   watch.start()
+  if not distributed.is_first():
+    threading.Thread(
+      target=_hold_line, args=(watch, distributed.coordinator()), name='line', daemon=True).start()
   try:
     yield
     distributed.barrier('end')
@@ -60,6 +65,10 @@ class _Watch(threading.Thread):
     self._left = threading.Event()
     # By process: its last word and when it was new. The first process keeps this.
     self._heard = {number: ('', time.monotonic()) for number in range(1, jax.process_count())}
+
+  def left(self) -> bool:
+    """Whether this process has come to its own end."""
+    return self._left.is_set()
 
   def stop(self) -> None:
     self._left.set()
@@ -95,6 +104,33 @@ class _Watch(threading.Thread):
         return (f'process {number} on {host} has not been heard of for {now - since:.0f} s: it was '
                 'killed or hangs, or its host is gone')
     return None
+
+
+def _hold_line(watch: _Watch, coordinator: str) -> None:
+  """Ends this process once nothing listens any more at the coordinator's address.
+
+  JAX's client ends it too, with a trace in which process 0 is "the leader task"; what a connection
+  says is there before that.
+  """
+  host, _, port = coordinator.rpartition(':')
+  while not watch.left():
+    try:
+      line = socket.create_connection((host.strip('[]'), int(port)), timeout=_LINE_SECONDS)
+    except ConnectionRefusedError:
+      if not watch.left():
+        distributed.say(
+          f'process {jax.process_index()} stops: process 0 at {coordinator} is gone without a '
+          'word: it was killed, or its own output says more')
+        _exit()
+    except OSError:
+      time.sleep(_LINE_SECONDS)  # the way is broken: that is for the heartbeats
+    else:
+      with line, contextlib.suppress(OSError):
+        line.settimeout(None)
+        # The service greets, and after minutes hangs up on one that says nothing: then once more.
+        while line.recv(4096):
+          pass
+      time.sleep(_RETRY_SECONDS)
 
 
 def _tell(cause: str) -> None:

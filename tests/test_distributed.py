@@ -106,6 +106,22 @@ sys.exit("instructjax: kl_coef is -1") if me == 1 else distributed.barrier("neve
     assert code == 1 and 'kl_coef is -1' in err and 'Traceback' not in err
 
 
+def test_a_first_process_that_is_killed_is_named_by_all(tmp_path):
+  """Whether they compute together or one of them waits; JAX itself speaks of a leader task."""
+  done = together(3, """
+if me == 0:
+  os.kill(os.getpid(), 9)
+if me == 1:
+  time.sleep(60)
+distributed.barrier("never", 300)
+""", tmp_path)
+  assert done[0][2] == -9
+  for number, (_, err, code) in enumerate(done[1:], 1):
+    assert code != 0
+    assert f'process {number} stops: process 0 at 127.0.0.1:' in err, err
+    assert 'is gone without a word: it was killed' in err
+
+
 # --- the start -----------------------------------------------------------------------------------
 
 
