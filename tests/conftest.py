@@ -1,4 +1,4 @@
-"""Eight host CPU devices, exact matmuls, JAX's deprecations as errors: the same for every test."""
+"""Eight host CPU devices, exact matmuls: the same for every test. Warnings: pyproject.toml."""
 
 import gc
 import os
@@ -27,10 +27,6 @@ def pytest_configure(config):
   jax.config.update('jax_default_matmul_precision', 'highest')
   # See `__main__._use_compilation_cache`: what comes from there can hang on several CPU devices.
   jax.config.update('jax_enable_compilation_cache', False)
-  # A warning is attributed to the module that made the call: ours, the tests' or JAX's.
-  for category in ('DeprecationWarning', 'FutureWarning'):
-    for module in ('instructjax', 'test_', 'conftest', 'jax'):
-      config.addinivalue_line('filterwarnings', f'error::{category}:{module}')
   found = jax.device_count()
   if found != DEVICES or jax.default_backend() != 'cpu':
     raise pytest.UsageError(
