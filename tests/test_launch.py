@@ -43,7 +43,7 @@ def test_shellcheck(script):
 
 def test_scripts_to_be_run_can_be_and_stop_at_an_error():
   run = [f'launch/{name}.sh' for name in (
-    'docker', 'gke', 'local', 'quickstart', 'slurm', 'test', 'tpu')]
+    'docker', 'gke', 'local', 'quickstart', 'slow', 'slurm', 'test', 'tpu', 'versions')]
   for name in ('.ci/run', *run):
     assert os.access(ROOT / name, os.X_OK), name
     assert (ROOT / name).read_text().startswith('#!/usr/bin/env bash\n'), name

@@ -382,3 +382,68 @@ def test_one_process_is_the_plain_command(machine, tmp_path):
   assert words(machine.log()[-1])[1:] == ['-m', 'instructjax', *JOB]
 
 
+
+
+# --- both ends of the versions, with stand-ins for the interpreters -------------------------------
+
+
+def end(machine, name, found, status=0):
+  """An interpreter on the path that makes environments of its own kind, and says `found`."""
+  machine.add(name, f"""case "$1 $2" in
+  "-m venv") for last; do :; done
+    mkdir -p "$last/bin"; : >"$last/pyvenv.cfg"; cp "$0" "$last/bin/python" ;;
+  "-m pip") echo "constraint ${{PIP_CONSTRAINT:-none}}" >>{shlex.quote(str(machine._log))} ;;
+  "-m pytest") exit {status} ;;
+  "- "*) exec {sys.executable} "$@" ;;
+  "-c "*) [[ "$2" != *cpu_count* ]] || echo 1; [[ "$2" != *metadata* ]] || echo "{found}" ;;
+esac""")
+
+
+OLD, NEW = 'Python 3.11.9 with jax 0.10.2', 'Python 3.12.1 with jax 0.11.2'
+
+
+def versions(machine, tmp_path, *words, **variables):
+  return machine.run(
+    'versions.sh', *words, INSTRUCTJAX_VERSIONS=str(tmp_path / 'ends'), **variables)
+
+
+def test_both_ends_of_the_versions_are_tested(machine, tmp_path):
+  end(machine, 'python3.11', OLD)
+  end(machine, 'python3.12', NEW)
+  done = versions(machine, tmp_path, '-k', 'losses')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-2:] == [f'oldest: passed ({OLD})', f'newest: passed ({NEW})']
+  runs = [line for line in machine.log() if '-m pytest' in line]
+  assert len(runs) == 2 and all(words(line)[-2:] == ['-k', 'losses'] for line in runs)
+  constraints = tmp_path / 'ends' / 'oldest.txt'
+  assert [line for line in machine.log() if line.startswith('constraint')] == [
+    f'constraint {constraints}', 'constraint none']
+  # The lowest of every requirement.
+  text = (ROOT / 'setup.py').read_text().partition('install_requires=[')[2].partition('  ],')[0]
+  lowest = constraints.read_text().splitlines()
+  assert 'jax==0.10.*' in lowest and 'orbax-checkpoint==0.12.8.*' in lowest
+  assert len(lowest) == len(text.strip().splitlines())
+
+
+@pytest.mark.parametrize(('old', 'status', 'line'), [
+  (OLD, 3, f'oldest: failed with status 3 ({OLD})'),
+  (NEW, 0, f'oldest: failed, {NEW} is not python3.11 with jax 0.10')])
+def test_an_end_that_fails_does_not_end_the_other(old, status, line, machine, tmp_path):
+  end(machine, 'python3.11', old, status)
+  end(machine, 'mine', NEW)
+  given = {'INSTRUCTJAX_NEWEST': str(tmp_path / 'bin' / 'mine')}
+  done = versions(machine, tmp_path, **given)
+  assert done.returncode == 1
+  assert done.stdout.splitlines()[-2:] == [line, f'newest: passed ({NEW})']
+  assert not (tmp_path / 'ends' / 'newest').exists(), 'one that has all is used as it is'
+
+
+def test_a_python_that_is_not_there_is_skipped_and_said(machine, tmp_path):
+  end(machine, 'python3.11', OLD)
+  machine.add('python3.12', 'exit 127')
+  done = versions(machine, tmp_path)
+  skipped = 'newest: skipped, this machine has no python3.12 with the venv module'
+  assert done.returncode == 0 and done.stdout.splitlines()[-1] == skipped
+  # But nothing tested is no pass.
+  done = versions(machine, tmp_path, '--only', 'newest')
+  assert done.returncode == 1 and done.stdout == f'{skipped}\n'
