@@ -152,7 +152,7 @@ def write_run(workdir, seed=11, tax=-0.01):
     ],
   )
   leave(workdir, 'select', selected='sft/3')
-  facts = {'max_kl': 2.0, 'ptx_coef': 27.8, 'compute_dtype': 'float32'}
+  facts = {'max_kl': 2.0, 'ptx_coef': 27.8, 'compute_dtype': 'float32', 'warnings': []}
   leave(workdir, 'ppo', metrics=ppo_metrics(rng, 60, tax), **facts)
   (workdir / 'ppo' / 'config.json').write_text(json.dumps({'seed': seed, 'ppo': {'kl_coef': 0.1}}))
   (workdir / 'ppo' / 'rejected.jsonl').write_text('{"why": "empty response"}\n')

@@ -28,7 +28,7 @@ from instructjax.data.placement import Group, LanguageItem, RankingItem
 from instructjax.metrics import compute_metrics
 from instructjax.models import heads, transformer
 from instructjax.sampling import Sampling
-from instructjax.stages import training
+from instructjax.stages import saved
 from instructjax.types import Rows
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -220,7 +220,7 @@ class Trainer:
   def restored(self, directory):
     """The state after step 1 that some mesh has saved."""
     with Checkpoints(directory, keep_last=1) as checkpoints:
-      return training._from_items(checkpoints.load(1, training._items(self.target)))
+      return saved.load(checkpoints.path(1), self.state)
 
   def run(self, state, save=None):
     """To STEPS, `state` donated; that after step 1 goes to directory `save`."""
@@ -232,7 +232,7 @@ class Trainer:
       assert train_state.shardings_of(state) == shardings, 'the step moved the state'
       if save is not None and step == 1:
         with Checkpoints(save, keep_last=1) as checkpoints:
-          checkpoints.save(step, training._items(state), {})
+          checkpoints.save(step, saved.items_of(state), {})
 
     def watched_collect(*arguments):
       streams, found = self.algorithm.collect(*arguments)
