@@ -35,7 +35,7 @@ def as_one(job: distributed.Job | None) -> Iterator[None]:
   A process that fails tells the others, which would wait for it in their next collective, and
   leaves at once: the orderly way out would wait for them. One that is killed or hangs tells nobody;
   the first process misses it after `job.silence_seconds` and tells the others. If it is the first
-  one that is gone, the others notice at once, by a connection to it that ends.
+  one that is gone, the others notice at once, by a connection to it that ends, or JAX ends them.
   """
   if job is None or jax.process_count() == 1:
     yield
@@ -110,7 +110,7 @@ def _hold_line(watch: _Watch, coordinator: str) -> None:
   """Ends this process once nothing listens any more at the coordinator's address.
 
   JAX's client ends it too, with a trace in which process 0 is "the leader task"; what a connection
-  says is there before that.
+  says is mostly there before that, but on a busy machine may not be.
   """
   host, _, port = coordinator.rpartition(':')
   while not watch.left():
