@@ -26,7 +26,6 @@ from instructjax.stored import (
   Tree,
   checkpoint_steps,
   faults,
-  load_items,
   load_metadata,
   storable,
 )
@@ -228,20 +227,6 @@ class Checkpoints:
     """The JSON saved with `step`."""
     self.wait()
     return load_metadata(self.path(step))
-
-  def load(self, step: int, targets: Mapping[str, Tree]) -> dict[str, Tree]:
-    """The items of `targets`, bit-equal to what was saved, with the targets' shardings.
-
-    Args:
-      step: one of `steps()`; `newest_whole()` has compared its files with the manifest.
-      targets: item name to tree of jax.ShapeDtypeStruct with shardings (or of arrays).
-
-    Raises:
-      FileNotFoundError: there is no such step.
-      ValueError: an item is missing, or its structure, shapes or dtypes differ from the target's.
-    """
-    self.wait()
-    return load_items(self.path(step), targets)
 
 
 if __name__ == '__main__':

@@ -7,8 +7,7 @@ import pytest
 import small
 
 from instructjax import config as config_lib
-from instructjax import hooks, pipeline
-from instructjax.checkpoint import Checkpoints
+from instructjax import hooks, pipeline, stored
 from instructjax.stages import training
 
 LANGUAGE = {
@@ -51,8 +50,7 @@ def arrays(workdir, step):
   path = workdir / 'sft' / 'checkpoints'
   ctx = small.context(small.recipe(**LANGUAGE), workdir)
   target = {'params': {'policy': ctx.target('policy')}}
-  with Checkpoints(path, keep_last=2, keep_steps=lambda step: True) as checkpoints:
-    return jax.device_get(checkpoints.load(step, target))
+  return jax.device_get(stored.load_items(path / str(step), target))
 
 
 def test_a_finished_run_that_is_extended_ends_as_one_of_that_length(finished, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import types
 
 import jax
 import numpy as np
@@ -13,15 +14,17 @@ from flax import linen as nn
 
 from configs import labelers as recipes
 from instructjax import config as config_lib
-from instructjax import pipeline
+from instructjax import pipeline, spikes
 from instructjax.algorithms.reward_model import make_reward_model
 from instructjax.data import packing, placement
 from instructjax.data.miniature import panel
+from instructjax.data.order import Sequential
 from instructjax.data.placement import Group, RankingItem
 from instructjax.data.sources import Rejected
 from instructjax.evaluators import folds
+from instructjax.metrics import Faults
 from instructjax.models import heads, transformer
-from instructjax.stages import kfold, repeated
+from instructjax.stages import aside, kfold, repeated, replay
 from instructjax.train_step import pass_gradient
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -162,6 +165,36 @@ def test_models_of_all_folds_share_one_compiled_step(model):
   assert not np.array_equal(leaves[0], leaves[1])
   with pytest.raises(ValueError, match='lower the batch size'):
     model.train(model.rows, [0, 1], 1, 'two rows', lambda tokens: None)
+
+
+def test_a_model_that_meets_nan_leaves_its_batch(model, workdir):
+  rows, chosen = list(model.rows), np.arange(len(model.rows))
+  rows[5] = dataclasses.replace(rows[5], weight=np.inf)
+  with pytest.raises(FloatingPointError, match=r'kfold \(nan here\): nan .* in .*ranking/'):
+    model.train(rows, chosen, 1, 'nan here', lambda tokens: None)
+  (directory,) = (workdir / 'kfold' / 'bad' / 'nan_here').iterdir()
+  note = json.loads((directory / 'note.json').read_text())
+  assert note['kind'] == 'not finite' and 'ranking/loss' in note['tensors']
+  assert rows[5].id in [name for place in note['rows']['rankings'] for name in place]
+  with np.load(directory / 'batch.npz') as arrays:
+    assert np.isinf(arrays['rankings/prompt_weight']).any()
+  with pytest.raises(ValueError, match='keeps no checkpoints'):
+    replay.read_note(directory)
+
+
+def test_a_model_that_stops_at_a_spike_leaves_its_batch(model, workdir):
+  loader = model._loader(model._items, Sequential(len(model._items)), 8, 1, None)
+  batches = aside.Batches(lambda step: ({'rankings': loader.batch(step)}, None),
+                          lambda step: {'rankings': loader.ids(step)})
+  state = types.SimpleNamespace(bad_step=-1, extras={spikes.STEP: 1.0})
+  faults = [Faults(('ranking/loss',), np.zeros(1, np.int32))] * 2
+  with pytest.raises(aside.Spike, match=r'kfold \(high\): the update of step 2 stands out') as told:
+    model._check('high', batches, 2, state, faults)
+  directory = workdir / 'kfold' / 'bad' / 'high' / 'step_2'
+  assert str(directory) in str(told.value) and (directory / 'batch.npz').is_file()
+  assert json.loads((directory / 'note.json').read_text())['kind'] == 'spike'
+  model._check('fine', batches, 2, types.SimpleNamespace(bad_step=-1, extras={}), faults)
+  assert not (workdir / 'kfold' / 'bad' / 'fine').exists()
 
 
 def test_a_table_is_told_by_each_row_in_its_own_order(model):

@@ -107,7 +107,7 @@ def test_a_run_goes_on_from_the_newest_whole_one_and_says_so(run, damage, capsys
     assert (run / '30.damaged').is_dir() and not (run / '30').exists()
     checkpoints.save(30, items(31), {}, wait=True)
     assert checkpoints.newest_whole() == 30
-    loaded = checkpoints.load(30, items(0))
+    loaded = stored.load_items(checkpoints.path(30), items(0))
   np.testing.assert_array_equal(loaded['opt_state']['mu'], 15.5)
 
 

@@ -211,20 +211,22 @@ class RepeatedRewardModel:
     """Raises where one of the last steps, up to `step`, must not count."""
     found, bad, spike = jax.device_get(
       (faults, state.bad_step, state.extras.get(spikes.STEP, -1)))
+    if bad < 0 and spike < 0:
+      return
+    at, kind = (int(bad), 'not finite') if bad >= 0 else (int(spike), 'spike')
+    tensors = found[at - step + len(found)].found()
+    directory = aside.write(
+      self._ctx, self._name, at + 1, batches,
+      {'kind': kind, 'of': label, 'tensors': tensors, 'checkpoint': None}, under=label)
     if bad >= 0:
-      tensors = found[int(bad) - step + len(found)].found()
-      directory = aside.write(
-        self._ctx, self._name, int(bad) + 1, batches, {
-          'kind': 'not finite', 'of': label, 'tensors': tensors, 'checkpoint': None}, under=label)
       raise aside.not_finite(
-        f'{self._name} ({label})', int(bad) + 1, list(tensors), batches.rows(int(bad)), directory,
+        f'{self._name} ({label})', at + 1, list(tensors), batches.rows(at), directory,
         'Mend what it is, leave the rows out, or lower the learning rate.')
-    if spike >= 0:
-      rows = aside.rows_in_words(batches.rows(int(spike)))
-      raise aside.Spike(
-        f'stage {self._name} ({label}): the update of step {int(spike) + 1} stands out, and '
-        f'{self._c.kind}.spike.action is stop. Rows of its batch: {rows}. Set it to skip, raise '
-        'its factor, or lower the learning rate')
+    raise aside.Spike(
+      f'stage {self._name} ({label}): the update of step {at + 1} stands out, and '
+      f'{self._c.kind}.spike.action is stop. Rows of its batch: '
+      f'{aside.rows_in_words(batches.rows(at))}; all are in {directory}. Set it to skip, raise its '
+      'factor, or lower the learning rate')
 
   def scores(self, params) -> Float[np.ndarray, 'S K']:
     """Scores of the responses of every sheet, 0 in empty places."""
